@@ -1,0 +1,29 @@
+# The project as its config files describe it, validated before any job starts.
+
+import sys
+
+sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+
+from counterlens.errors import UserError
+from counterlens.workflow import Workflow
+
+try:
+    project = Workflow(config)
+except UserError as error:
+    raise WorkflowError(str(error))
+
+
+wildcard_constraints:
+    dataset="|".join(project.datasets),
+    experiment="|".join(project.experiments),
+    oracle=project.ids("oracles"),
+    generator=project.ids("generators"),
+    method=project.ids("methods"),
+    scope=r"all-classes|\d+-\d+",
+    pair=r"\d+-\d+",
+    source=r"\d+",
+    target=r"\d+",
+    shard=r"\d+",
+    of=r"\d+",
+    table="|".join(project.tables),
+    figure=project.any_figure(),

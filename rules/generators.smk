@@ -1,0 +1,33 @@
+rule generator:
+    input:
+        data=project.dataset_of,
+        classifier="results/{experiment}/classifier/model.safetensors",
+        generators=project.generator_inputs,
+        code=project.generator_code,
+    output:
+        model="results/{experiment}/generators/{generator}/{scope}/model.safetensors",
+        card="results/{experiment}/generators/{generator}/{scope}/card.json",
+        training="results/{experiment}/generators/{generator}/{scope}/training.csv",
+        samples="results/{experiment}/generators/{generator}/{scope}/samples.png",
+    log:
+        "logs/{experiment}/generators/{generator}/{scope}.log",
+    benchmark:
+        "benchmarks/{experiment}/generators/{generator}/{scope}.tsv"
+    retries: 2
+    conda:
+        "../envs/conda.yaml"
+    threads: project.generator_threads
+    resources:
+        gpu=1,
+        mem_mb=8000,
+        runtime=project.hours(12),
+    params:
+        scale=project.scale,
+        settings=project.generator_settings,
+    message:
+        "training the generator {wildcards.generator} of {wildcards.experiment}"
+        " on {wildcards.scope}"
+    shell:
+        "counterlens generator --experiment {wildcards.experiment} --scale {params.scale}"
+        " --generator {wildcards.generator} --scope {wildcards.scope}"
+        " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"

@@ -1,0 +1,104 @@
+rule table:
+    input:
+        metrics=project.table_inputs,
+        code=project.report_code("tables"),
+    output:
+        csv="results/tables/{table}.csv",
+        markdown=report("results/tables/{table}.md", category="Tables"),
+        latex="results/tables/{table}.tex",
+        html=report("results/tables/{table}.html", category="Tables"),
+        json="results/tables/{table}.json",
+    log:
+        "logs/tables/{table}.log",
+    benchmark:
+        "benchmarks/tables/{table}.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        scale=project.scale,
+        settings=project.table_settings,
+    message:
+        "building the table {wildcards.table}"
+    shell:
+        "counterlens table --table {wildcards.table} --scale {params.scale} > {log} 2>&1"
+
+
+rule figure:
+    input:
+        sets=project.figure_inputs,
+        code=project.report_code("figures"),
+    output:
+        report("results/figures/{figure}.png", category="Figures"),
+    log:
+        "logs/figures/{figure}.log",
+    benchmark:
+        "benchmarks/figures/{figure}.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=10,
+    params:
+        scale=project.scale,
+        settings=project.figure_settings,
+    message:
+        "drawing the figure {wildcards.figure}"
+    shell:
+        "counterlens figure --figure {wildcards.figure} --scale {params.scale} > {log} 2>&1"
+
+
+rule cost:
+    input:
+        timings=project.timing_inputs,
+        code=project.report_code("timing"),
+    output:
+        csv="results/tables/{experiment}-cost.csv",
+        markdown="results/tables/{experiment}-cost.md",
+    log:
+        "logs/tables/{experiment}-cost.log",
+    benchmark:
+        "benchmarks/tables/{experiment}-cost.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        scale=project.scale,
+    message:
+        "gathering the seconds per image of {wildcards.experiment}"
+    shell:
+        "counterlens cost --experiment {wildcards.experiment} --scale {params.scale}"
+        " > {log} 2>&1"
+
+
+rule report:
+    input:
+        artifacts=project.report_inputs,
+        code=project.report_code("html"),
+    output:
+        report("results/{experiment}/report.html", category="Reports"),
+    log:
+        "logs/{experiment}/report.log",
+    benchmark:
+        "benchmarks/{experiment}/report.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        runtime=20,
+    params:
+        scale=project.scale,
+        settings=project.report_settings,
+    message:
+        "writing the report of {wildcards.experiment}"
+    shell:
+        "counterlens report --experiment {wildcards.experiment} --scale {params.scale}"
+        " > {log} 2>&1"

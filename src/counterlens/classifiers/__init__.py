@@ -1,0 +1,1 @@
+"""The models being explained: one architecture per file, and their training."""

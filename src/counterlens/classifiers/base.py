@@ -1,0 +1,83 @@
+"""What every explained classifier offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from counterlens import layout, plugins
+from counterlens.config import Experiment
+from counterlens.runtime.device import freeze
+from counterlens.runtime.training import load_model
+
+
+class Classifier(nn.Module, ABC):
+    """Images (N, C, H, W) in [0, 1] to logits (N, classes); normalises inside.
+
+    Subclasses split the network into `maps` and `classify`, so that one pass gives both the
+    feature maps and the logits. Where the options declare `has_gap`, `head` is the one linear
+    layer after global average pooling.
+    """
+
+    head: nn.Module
+
+    @abstractmethod
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of every stage, first to last, each (N, channels, h, w)."""
+
+    @abstractmethod
+    def embed(self, last_map: Tensor) -> Tensor:
+        """Penultimate features (N, d) from the last feature map."""
+
+    def classify(self, last_map: Tensor) -> Tensor:
+        """Logits (N, classes) from the last feature map."""
+        return self.head(self.embed(last_map))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (N, classes)."""
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        """The last feature map (N, channels, h, w)."""
+        return self.maps(x)[-1]
+
+    def embedding(self, x: Tensor) -> Tensor:
+        """Penultimate features (N, d)."""
+        return self.embed(self.features(x))
+
+    @torch.inference_mode()
+    def probabilities(self, x: Tensor, batch_size: int = 1024) -> Tensor:
+        """Softmax probabilities (N, classes) on the CPU, in batches, without gradients."""
+        device = next(self.parameters()).device
+        found = [
+            self(part.to(device, memory_format=torch.channels_last)).softmax(dim=1).cpu()
+            for part in x.split(batch_size)
+        ]
+        return torch.cat(found) if found else torch.empty(0, 0)
+
+
+def create(experiment: Experiment) -> Classifier:
+    """The experiment's classifier with fresh parameters."""
+    return plugins.create(
+        "classifiers",
+        experiment.classifier,
+        Classifier,
+        shape=experiment.dataset.shape,
+        classes=len(experiment.dataset.classes),
+    )
+
+
+def load(experiment: Experiment, device: torch.device) -> Classifier:
+    """The experiment's trained classifier, frozen."""
+    model = create(experiment)
+    load_model(model_file(experiment), model)
+    freeze(model, device)
+    return model
+
+
+def model_file(experiment: Experiment) -> Path:
+    """Where the trained classifier lies."""
+    return layout.classifier(experiment.name) / "model.safetensors"

@@ -1,0 +1,266 @@
+"""The `counterlens` command: one subcommand per stage, each runnable by itself.
+
+A stage's modules, and torch with them, are imported when the stage runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from counterlens import __version__, layout
+from counterlens.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from counterlens.config import Experiment
+
+DESCRIPTION = "The stages of the pipeline; `snakemake` runs them in order."
+Arguments = argparse.Namespace
+Stage = Callable[[Arguments], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage; returns the exit code."""
+    parsed = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s")
+    try:
+        parsed.stage(parsed)
+    except UserError as error:
+        print(f"counterlens: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("counterlens: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(prog="counterlens", description=DESCRIPTION)
+    whole.add_argument("--version", action="version", version=__version__)
+    stages = whole.add_subparsers(title="stages", required=True, metavar="STAGE")
+
+    def stage(name: str, run: Stage, help: str) -> argparse.ArgumentParser:
+        found = stages.add_parser(name, help=help, description=help)
+        found.set_defaults(stage=run)
+        return found
+
+    def with_experiment(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument("--experiment", required=True, help="name of config/experiments/*.yaml")
+        return with_scale(found)
+
+    def with_scale(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        help = "which values of the experiment file (default: scale of config/config.yaml)"
+        found.add_argument("--scale", choices=("small", "published"), help=help)
+        return found
+
+    def with_device(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument("--gpus", type=int, default=1, help="GPUs to wait for (default 1)")
+        found.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        return found
+
+    def with_direction(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument("--source", type=int, required=True, help="class index of the queries")
+        found.add_argument("--target", type=int, required=True, help="class index aimed at")
+        return found
+
+    found = stage("fetch", fetch, "download one raw file of a dataset")
+    found.add_argument("--dataset", required=True)
+    found.add_argument("--file", required=True)
+    found.add_argument("--mirror", help="folder or URL laid out as <dataset>/<file>, tried first")
+
+    found = stage("prepare", prepare, "bring a dataset to the common format")
+    found.add_argument("--dataset", required=True)
+
+    found = stage("weights", weights, "download a named pretrained weight, or record why not")
+    found.add_argument("--weight", required=True)
+    found.add_argument("--mirror", help="folder or URL laid out as weights/<file>, tried first")
+
+    with_device(with_experiment(stage("classifier", classifier, "train the explained classifier")))
+
+    found = with_device(with_experiment(stage("oracle", oracle, "train one oracle")))
+    found.add_argument("--oracle", required=True)
+
+    found = with_device(with_experiment(stage("generator", generator, "train one generator")))
+    found.add_argument("--generator", required=True)
+    found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
+
+    found = with_device(with_experiment(stage("fit", fit, "train a method on one pair")))
+    found.add_argument("--method", required=True)
+    found.add_argument("--pair", required=True, help="a pair such as 4-9")
+
+    found = with_device(with_experiment(stage("explain", explain, "explain one direction")))
+    with_direction(found).add_argument("--method", required=True)
+    found.add_argument("--shard", type=int, default=1, help="which shard, from 1")
+    found.add_argument("--of", type=int, default=1, help="number of shards")
+
+    found = with_experiment(stage("gather", gather, "join the shards of one direction"))
+    with_direction(found).add_argument("--method", required=True)
+    found.add_argument("--of", type=int, required=True, help="number of shards")
+
+    found = stage("original-data", original_data, "the reference row: real images of the target")
+    with_direction(with_device(with_experiment(found)))
+
+    found = with_device(with_experiment(stage("metrics", metrics, "judge one direction")))
+    with_direction(found).add_argument("--method", required=True)
+
+    found = with_scale(stage("table", table, "build one table of a paper"))
+    found.add_argument("--table", required=True)
+    found = with_scale(stage("figure", figure, "draw one figure of a paper"))
+    found.add_argument("--figure", required=True)
+    with_experiment(stage("cost", cost, "gather an experiment's seconds per image"))
+    with_experiment(stage("report", report, "build an experiment's HTML report"))
+    stage("check", check, "validate every file under config/")
+    return whole
+
+
+def experiment(arguments: Arguments) -> Experiment:
+    """The experiment a stage is asked to work on."""
+    from counterlens.config import load_experiment
+
+    return load_experiment(arguments.experiment, scale(arguments))
+
+
+def scale(arguments: Arguments):
+    """The scale asked for, or the project's."""
+    from counterlens.config import load_project
+
+    return arguments.scale or load_project().scale
+
+
+def device(arguments: Arguments) -> torch.device:
+    """Take the GPU slots, before torch is imported, and set torch up."""
+    from counterlens.runtime import gpu_slots
+
+    gpu_slots.acquire(arguments.gpus)
+    from counterlens.runtime.device import setup
+
+    return setup(arguments.threads)
+
+
+def fetch(arguments: Arguments) -> None:
+    from counterlens.data.fetch import fetch_dataset_file, load_dataset
+
+    folder = layout.raw(load_dataset(arguments.dataset).name)
+    fetch_dataset_file(
+        arguments.dataset, arguments.file, folder / arguments.file, arguments.mirror or None
+    )
+
+
+def prepare(arguments: Arguments) -> None:
+    from counterlens.data import prepare
+    from counterlens.data.fetch import load_dataset
+
+    name = load_dataset(arguments.dataset).name
+    prepare.prepare(arguments.dataset, layout.raw(name), layout.PREPARED / name)
+
+
+def weights(arguments: Arguments) -> None:
+    from counterlens.data.weights import fetch_weight
+
+    fetch_weight(arguments.weight, layout.weight(arguments.weight), arguments.mirror or None)
+
+
+def classifier(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.classifiers import train
+
+    train.run(chosen, where)
+
+
+def oracle(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.oracles import train
+
+    train.run(chosen, arguments.oracle, where)
+
+
+def generator(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.generators import train
+
+    train.run(chosen, arguments.generator, arguments.scope, where)
+
+
+def fit(arguments: Arguments) -> None:
+    from counterlens.config import parse_pair
+
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.methods import fit
+
+    fit.run(chosen, arguments.method, parse_pair(arguments.pair), where)
+
+
+def explain(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.methods import explain
+
+    explain.run(
+        chosen,
+        arguments.method,
+        arguments.source,
+        arguments.target,
+        where,
+        number=arguments.shard,
+        of=arguments.of,
+    )
+
+
+def gather(arguments: Arguments) -> None:
+    chosen = experiment(arguments)
+    from counterlens.methods import explain
+
+    explain.gather(chosen, arguments.method, arguments.source, arguments.target, arguments.of)
+
+
+def original_data(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.methods import explain
+
+    explain.original_data(chosen, arguments.source, arguments.target, where)
+
+
+def metrics(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens.metrics import compute
+
+    compute.compute(chosen, arguments.method, arguments.source, arguments.target, where)
+
+
+def table(arguments: Arguments) -> None:
+    from counterlens.reports import tables
+
+    tables.run(arguments.table, scale(arguments))
+
+
+def figure(arguments: Arguments) -> None:
+    from counterlens.reports import figures
+
+    figures.run(arguments.figure, scale(arguments))
+
+
+def cost(arguments: Arguments) -> None:
+    from counterlens.reports import timing
+
+    timing.run(arguments.experiment, scale(arguments))
+
+
+def report(arguments: Arguments) -> None:
+    from counterlens.reports import html
+
+    html.run(arguments.experiment, scale(arguments))
+
+
+def check(arguments: Arguments) -> None:
+    from counterlens.workflow import Workflow
+
+    workflow = Workflow({})
+    print(
+        f"{len(workflow.experiments)} experiments, {len(workflow.tables)} tables and "
+        f"{len(workflow.figures)} figures are valid"
+    )

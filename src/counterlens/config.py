@@ -1,0 +1,498 @@
+"""Typed model of every YAML file under `config/`; one clear error per mistake.
+
+Nothing here imports torch: the workflow validates every experiment before any job starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+)
+
+from counterlens.errors import UserError
+
+CONFIG_DIR = Path("config")
+ORIGINAL_DATA = "original-data"
+ALL_CLASSES = "all-classes"
+T = TypeVar("T", bound=BaseModel)
+IDENTIFIER = r"^[a-z0-9]+(-[a-z0-9]+)*$"
+
+Scale = Literal["small", "published"]
+Pair = tuple[int, int]
+Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
+
+
+def _ratio(value: object) -> object:
+    return float(Fraction(value)) if isinstance(value, str) and "/" in value else value
+
+
+Ratio = Annotated[float, BeforeValidator(_ratio)]
+"""A float that may be written as a ratio, e.g. `64/255`."""
+
+
+class Model(BaseModel):
+    """Base of all configuration: immutable, unknown keys are rejected."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(Model):
+    """Hyper-parameters of one plugin, as written in an experiment file.
+
+    `kind` is the plugin's file name with hyphens, or `path/to/file.py` for a user's own.
+    """
+
+    kind: str
+
+
+class DatasetOptions(Options):
+    """`files` are the raw files to download; `shape` is (C, H, W)."""
+
+    classes: ClassVar[tuple[str, ...]] = ()
+    shape: ClassVar[tuple[int, int, int]]
+    files: ClassVar[tuple[str, ...]] = ()
+    licence: ClassVar[str]
+
+    @property
+    def name(self) -> str:
+        """The dataset's name in paths and mirrors, e.g. `fashion-mnist`."""
+        return Path(self.kind).stem.replace("_", "-")
+
+
+class ClassifierOptions(Options):
+    """How a classifier is trained: AdamW, learning rate halved every `decay_every` epochs.
+
+    `has_gap`: the logits are one linear layer on globally average-pooled features.
+    `max_shift`: training images are moved by up to that many pixels. `precision`: of training;
+    answers are always in float32.
+    """
+
+    has_gap: ClassVar[bool] = False
+
+    epochs: int = Field(default=20, gt=0)
+    batch_size: int = Field(default=128, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
+    decay_every: int = Field(default=5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_shift: int = Field(default=0, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class GeneratorOptions(Options):
+    """`per_pair`: trained once per class pair instead of once for all classes."""
+
+    per_pair: ClassVar[bool] = False
+    uses_classifier: ClassVar[bool] = False
+    has_discriminator: ClassVar[bool] = False
+
+    def requires(self) -> tuple[str, ...]:
+        """Ids of the generators that must be trained before this one."""
+        return ()
+
+
+class OracleOptions(Options):
+    """`weights`: named pretrained weights the oracle loads."""
+
+    weights: ClassVar[tuple[str, ...]] = ()
+
+
+class MethodOptions(Options):
+    """`pairs` restricts the method to some of the experiment's pairs."""
+
+    trainable: ClassVar[bool] = False
+    requires_gap: ClassVar[bool] = False
+
+    pairs: tuple[Pair, ...] | None = None
+
+    def generators(self) -> tuple[str, ...]:
+        """Ids of the experiment's generators that the method uses."""
+        return ()
+
+    def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
+        """Why the method cannot work with the generators it names; None if it can."""
+        return None
+
+
+class Column(Model):
+    """One number a metric gives; `scale` multiplies it when printed (1000 for KID x 1e3)."""
+
+    name: str
+    label: str
+    direction: Literal["up", "down", "none"]
+    unit: str = ""
+    scale: float = 1.0
+    per: Literal["image", "set"] = "image"
+    decimals: int = 3
+
+
+class MetricOptions(Options):
+    """`paired`: the metric compares each counterfactual with its own query."""
+
+    paired: ClassVar[bool] = True
+
+    def columns(self) -> tuple[Column, ...]:
+        """What the metric measures, in printing order."""
+        raise NotImplementedError(f"{type(self).__name__} declares no columns")
+
+    def oracles(self) -> tuple[str, ...]:
+        """Ids of the experiment's oracles that the metric uses."""
+        return ()
+
+
+class Evaluation(Model):
+    """At most `images` queries per direction (test-set order), in shards of `shard_size`."""
+
+    images: int = Field(gt=0)
+    shard_size: int = Field(default=2000, gt=0)
+    batch_size: int = Field(default=256, gt=0)
+
+    @property
+    def shards(self) -> int:
+        """How many jobs explain one direction."""
+        return -(-self.images // self.shard_size)
+
+
+class Experiment(Model):
+    """One dataset, one classifier, its generators, oracles, methods, pairs, metrics and seed."""
+
+    name: Identifier
+    description: str = ""
+    scale: Scale
+    seed: int
+    dataset: SerializeAsAny[DatasetOptions]
+    pairs: tuple[Pair, ...] = Field(min_length=1)
+    classifier: SerializeAsAny[ClassifierOptions]
+    generators: dict[Identifier, SerializeAsAny[GeneratorOptions]] = {}
+    oracles: dict[Identifier, SerializeAsAny[OracleOptions]] = {}
+    methods: dict[Identifier, SerializeAsAny[MethodOptions]] = Field(min_length=1)
+    metrics: tuple[SerializeAsAny[MetricOptions], ...] = ()
+    evaluation: Evaluation
+
+    def method_pairs(self, method: str) -> tuple[Pair, ...]:
+        """The pairs a method (or `original-data`) is run on, in the experiment's order."""
+        chosen = None if method == ORIGINAL_DATA else self.methods[method].pairs
+        return self.pairs if chosen is None else chosen
+
+    def directions(self, method: str) -> tuple[Pair, ...]:
+        """Both halves (source, target) of every pair of a method."""
+        return tuple(d for a, b in self.method_pairs(method) for d in ((a, b), (b, a)))
+
+    def settings(self, section: str, *names: str) -> dict[str, Any]:
+        """All of the configuration that shapes one stage's result, as plain JSON values.
+
+        `section` is `classifier`, `generators`, `oracles`, `methods`, `metrics` or `evaluation`;
+        `names` selects entries of a section that has several.
+        """
+        content = self.model_dump(mode="json", include={section})[section]
+        if names:
+            content = {name: content[name] for name in names}
+        return {
+            "seed": self.seed,
+            "dataset": self.dataset.model_dump(mode="json"),
+            section: content,
+        }
+
+    def pair_of(self, source: int, target: int) -> Pair:
+        """The experiment's pair that a direction belongs to."""
+        return (source, target) if (source, target) in self.pairs else (target, source)
+
+    def columns(self) -> dict[str, Column]:
+        """Every metric column of the experiment by name."""
+        return {column.name: column for metric in self.metrics for column in metric.columns()}
+
+    def scopes(self, generator: str) -> tuple[str, ...]:
+        """What a generator is trained on: `all-classes`, or each pair used by a method."""
+        if not self.generators[generator].per_pair:
+            return (ALL_CLASSES,)
+        users = [
+            method
+            for method in self.methods
+            if generator in self.required_generators(self.methods[method].generators())
+        ]
+        used = {pair for method in users for pair in self.method_pairs(method)}
+        return tuple(pair_name(pair) for pair in self.pairs if pair in used)
+
+    def required_generators(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The named generators and all that those require, each once."""
+        found: dict[str, None] = {}
+        for name in names:
+            for needed in (*self.required_generators(self.generators[name].requires()), name):
+                found[needed] = None
+        return tuple(found)
+
+
+def pair_name(pair: Pair) -> str:
+    """`(4, 9)` as it stands in paths: `4-9`."""
+    return f"{pair[0]}-{pair[1]}"
+
+
+def parse_pair(name: str) -> Pair:
+    """The inverse of `pair_name`."""
+    first, second = name.split("-")
+    return int(first), int(second)
+
+
+class Row(Model):
+    """One row of a table: a method of the experiment, or one that is not run."""
+
+    method: Identifier
+    label: str
+
+
+class Table(Model):
+    """A numbered table of a paper: its rows, columns and published numbers.
+
+    `paper_values` maps experiment, method and column to the number as printed.
+    """
+
+    name: Identifier
+    title: str
+    paper: str
+    rows: tuple[Row, ...] = Field(min_length=1)
+    columns: tuple[str, ...] = Field(min_length=1)
+    experiments: tuple[Identifier, ...] = Field(min_length=1)
+    paper_values: dict[str, dict[str, dict[str, float]]] = {}
+    notes: tuple[str, ...] = ()
+
+
+class Figure(Model):
+    """A figure of a paper, drawn from the artifacts of one experiment."""
+
+    name: Identifier
+    title: str
+    paper: str
+    kind: Literal["cout", "latent-change", "traversal", "gallery"]
+    experiment: Identifier
+    methods: tuple[Identifier, ...] = Field(min_length=1)
+    directions: tuple[Pair, ...] = Field(min_length=1)
+    images: int = 1
+    notes: tuple[str, ...] = ()
+
+
+class Project(Model):
+    """`config/config.yaml`: what `all` builds and how this machine builds it."""
+
+    scale: Scale = "small"
+    mirror: str | None = None
+    threads: int = Field(default=2, gt=0)
+    experiments: tuple[Identifier, ...]
+    tables: tuple[Identifier, ...] = ()
+    figures: tuple[Identifier, ...] = ()
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Safe YAML that rejects a key written twice instead of keeping the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"key '{key}' stands twice in the mapping at line {line}")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; known: {_known(path.parent)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a mapping of keys is expected at the top level")
+    return content
+
+
+def _known(folder: Path) -> str:
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+
+
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `override` laid over it, mapping by mapping; `null` removes a key."""
+    merged = dict(base)
+    for key, value in override.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _validate(path: Path, key: str, model: type[T], content: object) -> T:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(path, key, model, error))) from None
+
+
+def _explain(path: Path, key: str, model: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    for detail in error.errors():
+        place = ".".join([*([key] if key else []), *map(str, detail["loc"])])
+        if detail["type"] == "extra_forbidden":
+            allowed = ", ".join(sorted(model.model_fields))
+            yield f"{path}: {place}: unknown key; allowed: {allowed}"
+        elif detail["type"] == "missing":
+            yield f"{path}: {place}: key is missing"
+        else:
+            yield f"{path}: {place}: {detail['msg']} (found {detail['input']!r})"
+
+
+def load_project(overrides: Mapping[str, Any] | None = None) -> Project:
+    """`config/config.yaml`, with the overrides of `snakemake --config`."""
+    path = CONFIG_DIR / "config.yaml"
+    return _validate(path, "", Project, {**read_yaml(path), **(overrides or {})})
+
+
+def _experiment_file(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    path = CONFIG_DIR / "experiments" / f"{name}.yaml"
+    content = read_yaml(path)
+    parent = content.pop("extends", None)
+    if parent is None:
+        return content
+    if parent in (*seen, name):
+        raise UserError(f"{path}: extends: '{parent}' extends this file in turn")
+    inherited = _experiment_file(str(parent), (*seen, name))
+    return merge({key: value for key, value in inherited.items() if key != "name"}, content)
+
+
+def load_experiment(name: str, scale: Scale) -> Experiment:
+    """The experiment `config/experiments/<name>.yaml` at one of its two scales.
+
+    Raises:
+        UserError: naming file, key, value and what is allowed.
+    """
+    from counterlens import plugins
+
+    path = CONFIG_DIR / "experiments" / f"{name}.yaml"
+    content = _experiment_file(name)
+    small = content.pop("small", {})
+    if scale == "small":
+        content = merge(content, small)
+    if content.get("name") != name:
+        raise UserError(f"{path}: name: must be '{name}', the file's own name")
+
+    def options(section: str, key: str, value: object) -> Options:
+        if isinstance(value, str):
+            value = {"kind": value}
+        if not isinstance(value, dict) or "kind" not in value:
+            raise UserError(f"{path}: {key}: a mapping with a 'kind' is expected")
+        try:
+            model = plugins.options_class(section, str(value["kind"]))
+        except UserError as error:
+            raise UserError(f"{path}: {key}.kind: {error}") from None
+        return _validate(path, key, model, value)
+
+    for key, section in (("dataset", "data"), ("classifier", "classifiers")):
+        if key in content:
+            content[key] = options(section, key, content[key])
+    for section in ("generators", "oracles", "methods"):
+        named = content.get(section, {})
+        if not isinstance(named, dict):
+            raise UserError(f"{path}: {section}: a mapping of names is expected")
+        content[section] = {k: options(section, f"{section}.{k}", v) for k, v in named.items()}
+    metrics = content.get("metrics", [])
+    if not isinstance(metrics, list):
+        raise UserError(f"{path}: metrics: a list is expected")
+    content["metrics"] = [options("metrics", f"metrics.{i}", m) for i, m in enumerate(metrics)]
+
+    experiment = _validate(path, "", Experiment, {**content, "scale": scale})
+    _check(path, experiment)
+    return experiment
+
+
+def _check(path: Path, experiment: Experiment) -> None:
+    """What no single key can tell: pairs, references and combinations."""
+
+    def fail(key: str, message: str) -> None:
+        raise UserError(f"{path}: {key}: {message}")
+
+    classes = len(experiment.dataset.classes)
+    for pair in experiment.pairs:
+        if pair[0] == pair[1] or not all(0 <= index < classes for index in pair):
+            fail("pairs", f"{list(pair)} is not two different class indices in 0..{classes - 1}")
+    if len({frozenset(pair) for pair in experiment.pairs}) < len(experiment.pairs):
+        fail("pairs", "a pair stands twice; pairs are unordered")
+    for name, generator in experiment.generators.items():
+        for needed in generator.requires():
+            if needed not in experiment.generators:
+                fail(
+                    f"generators.{name}",
+                    f"needs generator '{needed}'; defined: {', '.join(experiment.generators)}",
+                )
+    for name, method in experiment.methods.items():
+        if name == ORIGINAL_DATA:
+            fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
+        for pair in method.pairs or ():
+            if pair not in experiment.pairs:
+                fail(f"methods.{name}.pairs", f"{list(pair)} is not one of the experiment's pairs")
+        for needed in method.generators():
+            if needed not in experiment.generators:
+                known = ", ".join(experiment.generators) or "none"
+                fail(f"methods.{name}", f"needs generator '{needed}'; defined: {known}")
+        if reason := method.conflict(experiment.generators):
+            fail(f"methods.{name}", reason)
+        if method.requires_gap and not experiment.classifier.has_gap:
+            fail(
+                f"methods.{name}",
+                f"'{method.kind}' needs a classifier with global average pooling before one "
+                f"linear layer; '{experiment.classifier.kind}' has none (use gap-resnet)",
+            )
+    for metric in experiment.metrics:
+        for needed in metric.oracles():
+            if needed not in experiment.oracles:
+                known = ", ".join(experiment.oracles) or "none"
+                fail(f"metrics.{metric.kind}", f"needs oracle '{needed}'; defined: {known}")
+    names = [column.name for metric in experiment.metrics for column in metric.columns()]
+    for name in names:
+        if names.count(name) > 1:
+            fail("metrics", f"two metrics give the column '{name}'")
+
+
+def load_table(name: str) -> Table:
+    """A table by id: `<file>` itself, or `<file>-<variant>` for one of its variants."""
+    folder = CONFIG_DIR / "tables"
+    for path in sorted(folder.glob("*.yaml")):
+        if name == path.stem or name.startswith(f"{path.stem}-"):
+            content = read_yaml(path)
+            variants = content.pop("variants", {})
+            variant = name.removeprefix(path.stem).removeprefix("-")
+            if variant and variant not in variants:
+                continue
+            if variant:
+                content["experiments"] = variants[variant]
+            return _validate(path, "", Table, {**content, "name": name})
+    raise UserError(f"{folder}/{name}.yaml: no such table; known: {', '.join(table_names())}")
+
+
+def table_names() -> list[str]:
+    """Every table id: each file under `config/tables/` and its variants."""
+    names = []
+    for path in sorted((CONFIG_DIR / "tables").glob("*.yaml")):
+        variants = read_yaml(path).get("variants", {})
+        names += [path.stem, *(f"{path.stem}-{variant}" for variant in variants)]
+    return names
+
+
+def load_figure(name: str) -> Figure:
+    """The figure `config/figures/<name>.yaml`."""
+    path = CONFIG_DIR / "figures" / f"{name}.yaml"
+    return _validate(path, "", Figure, {**read_yaml(path), "name": name})

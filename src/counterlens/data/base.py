@@ -1,0 +1,163 @@
+"""What a dataset is, and how every later stage reads a prepared one.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import numpy as np
+from pydantic import ValidationError
+
+from counterlens.config import DatasetOptions, Model
+from counterlens.errors import UserError
+from counterlens.runtime import files
+
+if TYPE_CHECKING:
+    import torch
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One downloadable file: its name, the URLs tried in order, and its SHA-256 (lower case)."""
+
+    file: str
+    urls: tuple[str, ...]
+    sha256: str
+
+
+class Arrays(NamedTuple):
+    """One split: images uint8 (N, C, H, W) in 0..255 and labels int64 (N,) in 0..K-1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(ABC):
+    """A dataset: class names, shape and licence from its `Options`, plus sources and a reader.
+
+    Subclasses set `sources`, one entry for each name in their `Options.files` and in that
+    order; it stays empty where nothing is downloaded.
+    """
+
+    sources: ClassVar[tuple[Source, ...]] = ()
+
+    def __init__(self, options: DatasetOptions) -> None:
+        self.options = options
+
+    @property
+    def name(self) -> str:
+        """The name used in paths and mirrors, e.g. `fashion-mnist`."""
+        return Path(self.options.kind).stem.replace("_", "-")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the label is the index."""
+        return self.options.classes
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return self.options.shape
+
+    @property
+    def licence(self) -> str:
+        """The licence of the images."""
+        return self.options.licence
+
+    @abstractmethod
+    def read(self, raw: Path) -> dict[str, Arrays]:
+        """Both splits, `{"train": ..., "test": ...}`, from the folder of downloaded files.
+
+        Raises:
+            UserError: a file is missing, damaged, or not what its name promises.
+        """
+
+
+class SourceRecord(Model):
+    """A downloaded file in `dataset.json`."""
+
+    file: str
+    sha256: str
+
+
+class SplitRecord(Model):
+    """The size of one split in `dataset.json`: in all, and of each class in label order."""
+
+    images: int
+    per_class: tuple[int, ...]
+
+
+class DatasetCard(Model):
+    """The content of `dataset.json`."""
+
+    name: str
+    classes: tuple[str, ...]
+    shape: tuple[int, int, int]
+    licence: str
+    sources: tuple[SourceRecord, ...]
+    splits: dict[str, SplitRecord]
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images float32 (N, C, H, W) in [0, 1], labels int64 (N,), index int64 (N,) in the split."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def load_dataset_card(path: Path) -> DatasetCard:
+    """Read `data/prepared/<dataset>/dataset.json`.
+
+    Raises:
+        UserError: the file is missing or is not a dataset card.
+    """
+    try:
+        return DatasetCard.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; prepare the dataset first") from None
+    except ValidationError as error:
+        detail = error.errors()[0]
+        key = ".".join(map(str, detail["loc"])) or "content"
+        raise UserError(
+            f"{path}: {key}: {detail['msg']}; delete the file and prepare the dataset again"
+        ) from None
+
+
+def load_split(path: Path, classes: Sequence[int] | None = None) -> ImageSet:
+    """Read one prepared split as tensors, in the split's order.
+
+    Args:
+        path: `train.safetensors` or `test.safetensors` of a prepared dataset.
+        classes: keep only images with these labels; `None` keeps all of them.
+
+    Raises:
+        UserError: the file is missing or damaged, or no image has one of the labels.
+    """
+    import torch
+
+    tensors = files.load_tensors(path)
+    images, labels = tensors["images"], tensors["labels"]
+    index = np.arange(len(labels), dtype=np.int64)
+    if classes is not None:
+        index = np.flatnonzero(np.isin(labels, np.asarray(classes, dtype=np.int64)))
+        if len(index) == 0:
+            raise UserError(f"{path}: has no image of the classes {list(classes)}")
+        images, labels = images[index], labels[index]
+    return ImageSet(
+        images=torch.from_numpy(images.astype(np.float32) / np.float32(255)),
+        labels=torch.from_numpy(labels),
+        index=torch.from_numpy(index),
+    )

@@ -1,0 +1,1 @@
+"""Models that know how images look. Methods may use them; metrics never do."""

@@ -1,0 +1,159 @@
+"""What decoders and encoders offer to methods, and how they are trained and checked."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from counterlens import layout, plugins
+from counterlens.classifiers.base import Classifier
+from counterlens.config import ALL_CLASSES, Experiment, GeneratorOptions, pair_name
+from counterlens.runtime.device import freeze
+from counterlens.runtime.training import Checkpoint, History, load_model
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a generator is trained with.
+
+    Attributes:
+        images: float32 (N, C, H, W) in [0, 1] of the scope's classes.
+        test_images: the same of the test split, for the quality gate only.
+        classifier: the explained classifier, frozen; None where the options do not use it.
+        generators: the generators it requires, frozen, by id.
+    """
+
+    images: Tensor
+    test_images: Tensor
+    classifier: Classifier | None
+    generators: Mapping[str, Generator]
+    device: torch.device
+    seed: int
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What the card says of a trained generator: measured values and the gates they must pass."""
+
+    values: dict[str, float]
+    at_least: dict[str, float] = field(default_factory=dict)
+    at_most: dict[str, float] = field(default_factory=dict)
+
+    def gates(self) -> dict[str, dict[str, float | bool | str]]:
+        """Each gate with its value, threshold and whether it passed."""
+        found: dict[str, dict[str, float | bool | str]] = {}
+        for name, threshold in self.at_least.items():
+            value = self.values[name]
+            found[name] = {
+                "value": value,
+                "threshold": threshold,
+                "bound": "at least",
+                "passed": value >= threshold,
+            }
+        for name, threshold in self.at_most.items():
+            value = self.values[name]
+            found[name] = {
+                "value": value,
+                "threshold": threshold,
+                "bound": "at most",
+                "passed": value <= threshold,
+            }
+        return found
+
+
+class Generator(nn.Module, ABC):
+    """A decoder, an encoder or both, between latents (N, d) and images (N, C, H, W) in [0, 1]."""
+
+    latent_dim: int
+
+    def __init__(self, options: GeneratorOptions, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.options = options
+        self.shape = shape
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (N, d) to images (N, C, H, W) in [0, 1]."""
+        raise TypeError(f"{type(self).__name__} decodes nothing: it is an encoder")
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to latents (N, d)."""
+        raise TypeError(f"{type(self).__name__} encodes nothing: it is a decoder")
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        """Logits (N,) that images in [0, 1] are real."""
+        raise TypeError(f"{type(self).__name__} has no discriminator")
+
+    @abstractmethod
+    def fit(self, training: Training) -> History:
+        """Train in place; returns the mean losses of each epoch."""
+
+    @abstractmethod
+    def quality(self, training: Training) -> Quality:
+        """Measure the trained generator on test images."""
+
+    @abstractmethod
+    def sheet(self, training: Training) -> Tensor:
+        """Images (rows x 8, C, H, W) in [0, 1] for the sample sheet, row by row."""
+
+
+def create(experiment: Experiment, name: str) -> Generator:
+    """One of the experiment's generators with fresh parameters."""
+    options = experiment.generators[name]
+    return plugins.create("generators", options, Generator, experiment.dataset.shape)
+
+
+def load(experiment: Experiment, name: str, scope: str, device: torch.device) -> Generator:
+    """One of the experiment's trained generators, frozen."""
+    model = create(experiment, name)
+    load_model(model_file(experiment, name, scope), model)
+    freeze(model, device)
+    return model
+
+
+def load_for_pair(
+    experiment: Experiment, names: tuple[str, ...], pair: tuple[int, int], device: torch.device
+) -> dict[str, Generator]:
+    """The named generators as trained for a pair, or for all classes."""
+    return {name: load(experiment, name, scope(experiment, name, pair), device) for name in names}
+
+
+def scope(experiment: Experiment, name: str, pair: tuple[int, int]) -> str:
+    """Which training of a generator serves a pair."""
+    return pair_name(pair) if experiment.generators[name].per_pair else ALL_CLASSES
+
+
+def model_file(experiment: Experiment, name: str, scope: str) -> Path:
+    """Where a trained generator lies."""
+    return layout.generator(experiment.name, name, scope) / "model.safetensors"
+
+
+@torch.inference_mode()
+def reconstructions(encoder: Generator, decoder: Generator, x: Tensor) -> Tensor:
+    """G(E(x)) of images (N, C, H, W) in [0, 1], on the CPU, in batches."""
+    device = next(encoder.parameters()).device
+    return torch.cat(
+        [decoder.decode(encoder.encode(part.to(device))).cpu() for part in x.split(256)]
+    )
+
+
+def reconstruction_quality(
+    found: Tensor, training: Training, least_class_kept: float, most_l1: float
+) -> Quality:
+    """L1 between [0, 1] test images and their reconstructions; how often the class survives."""
+    assert training.classifier is not None
+    x = training.test_images
+    before = training.classifier.probabilities(x).argmax(dim=1)
+    after = training.classifier.probabilities(found).argmax(dim=1)
+    values = {
+        "reconstruction_l1": float((x - found).abs().mean()),
+        "class_kept": float((before == after).float().mean()),
+    }
+    return Quality(
+        values, at_least={"class_kept": least_class_kept}, at_most={"reconstruction_l1": most_l1}
+    )

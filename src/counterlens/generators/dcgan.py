@@ -1,0 +1,166 @@
+"""DCGAN at 28x28 (Radford et al., 2016), in the sizes that C3LT uses.
+
+Khorram and Fuxin, CVPR 2022: latent 100, width 64, trained on all classes, Adam 2e-4 with betas
+(0.5, 0.999), batch 64. 3,573,696 generator and 661,248 discriminator parameters at width 64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from counterlens.config import GeneratorOptions
+from counterlens.generators.base import Generator, Quality, Training
+from counterlens.runtime.device import autocast, place
+from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.training import History, Losses, batches, train
+
+
+class Options(GeneratorOptions):
+    """`width`: channels of the last hidden layer; `precision`: of the training steps."""
+
+    uses_classifier: ClassVar[bool] = True
+    has_discriminator: ClassVar[bool] = True
+
+    latent_dim: int = Field(default=100, gt=0)
+    width: int = Field(default=64, gt=0)
+    epochs: int = Field(default=100, gt=0)
+    batch_size: int = Field(default=64, gt=0)
+    lr: float = Field(default=2e-4, gt=0)
+    beta1: float = 0.5
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+class DCGAN(Generator):
+    """Decoder and discriminator; both work in [-1, 1] inside."""
+
+    def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
+        super().__init__(options, shape)
+        self.options: Options = options
+        self.latent_dim = options.latent_dim
+        self.decoder = decoder(options.latent_dim, options.width, shape[0])
+        self.discriminator = discriminator(options.width, shape[0])
+
+    def decode(self, z: Tensor) -> Tensor:
+        return (self.decoder(z[:, :, None, None]) + 1) / 2
+
+    def discriminate(self, x: Tensor) -> Tensor:
+        return self.discriminator(2 * x - 1).flatten()
+
+    def fit(self, training: Training) -> History:
+        """Alternate one discriminator and one non-saturating generator step per batch."""
+        device, options = training.device, self.options
+        torch.manual_seed(derive_seed(training.seed, "initial"))
+        self.apply(initialise)
+        place(self, device).train()
+        images = (2 * training.images - 1).to(device, memory_format=torch.channels_last)
+        betas = (options.beta1, 0.999)
+        for_decoder = torch.optim.Adam(self.decoder.parameters(), options.lr, betas, fused=True)
+        for_critic = torch.optim.Adam(
+            self.discriminator.parameters(), options.lr, betas, fused=True
+        )
+
+        def epoch_losses(epoch: int) -> Iterator[Losses]:
+            seed = derive_seed(training.seed, "epoch", epoch)
+            noise = generator(derive_seed(seed, "latent"))
+            for index in batches(len(images), options.batch_size, seed):
+                if len(index) == 1:
+                    continue
+                real = images[index.to(device)]
+                z = torch.randn(len(index), self.latent_dim, 1, 1, generator=noise).to(device)
+                with autocast(device, options.precision):
+                    fake = self.decoder(z)
+                    on_real = self.discriminator(real).float()
+                    on_fake = self.discriminator(fake.detach()).float()
+                critic = functional.softplus(-on_real).mean() + functional.softplus(on_fake).mean()
+                for_critic.zero_grad(set_to_none=True)
+                critic.backward()
+                for_critic.step()
+                self.discriminator.requires_grad_(False)
+                with autocast(device, options.precision):
+                    fooled = self.discriminator(fake).float()
+                loss = functional.softplus(-fooled).mean()
+                for_decoder.zero_grad(set_to_none=True)
+                loss.backward()
+                for_decoder.step()
+                self.discriminator.requires_grad_(True)
+                yield {"discriminator": critic.detach(), "generator": loss.detach()}
+
+        parts = {"model": self, "decoder": for_decoder, "discriminator": for_critic}
+        history = train("dcgan", options.epochs, epoch_losses, parts, training.checkpoint)
+        self.eval()
+        return history
+
+    @torch.inference_mode()
+    def samples(self, count: int, training: Training) -> Tensor:
+        """`count` decoded latents drawn from N(0, I)."""
+        z = torch.randn(count, self.latent_dim, generator=generator(training.seed))
+        return torch.cat([self.decode(part.to(training.device)).cpu() for part in z.split(256)])
+
+    def quality(self, training: Training) -> Quality:
+        """Share of samples the classifier is sure of, and how evenly they cover the classes."""
+        assert training.classifier is not None
+        found = training.classifier.probabilities(self.samples(1024, training))
+        share = found.argmax(dim=1).bincount(minlength=found.shape[1]) / len(found)
+        values = {
+            "confident_samples": float((found.amax(dim=1) >= 0.9).float().mean()),
+            "rarest_class_share": float(share.min()),
+        }
+        gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / found.shape[1]}
+        return Quality(values, at_least=gates)
+
+    def sheet(self, training: Training) -> Tensor:
+        return self.samples(64, training)
+
+
+def decoder(latent_dim: int, width: int, channels: int) -> nn.Sequential:
+    """Latents (N, d, 1, 1) to images (N, C, 28, 28) in [-1, 1]."""
+
+    def up(inputs: int, outputs: int, stride: int, padding: int) -> list[nn.Module]:
+        return [
+            nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        ]
+
+    return nn.Sequential(
+        *up(latent_dim, 8 * width, 1, 0),
+        *up(8 * width, 4 * width, 2, 1),
+        *up(4 * width, 2 * width, 2, 1),
+        *up(2 * width, width, 2, 1),
+        nn.ConvTranspose2d(width, channels, 1, 1, 2, bias=False),
+        nn.Tanh(),
+    )
+
+
+def discriminator(width: int, channels: int) -> nn.Sequential:
+    """Images (N, C, 28, 28) in [-1, 1] to logits (N, 1, 1, 1)."""
+
+    def down(inputs: int, outputs: int) -> list[nn.Module]:
+        return [
+            nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.LeakyReLU(0.2),
+        ]
+
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 4, 2, 1, bias=False),
+        nn.LeakyReLU(0.2),
+        *down(width, 2 * width),
+        *down(2 * width, 4 * width),
+        nn.Conv2d(4 * width, 1, 4, 2, 1, bias=False),
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """DCGAN's initial parameters: convolutions N(0, 0.02), batch-norm scales N(1, 0.02)."""
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

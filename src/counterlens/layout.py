@@ -1,0 +1,80 @@
+"""Where every artifact lies, relative to the project folder. The rules use the same paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+RAW = Path("data/raw")
+PREPARED = Path("data/prepared")
+WEIGHTS = Path("data/weights")
+RESULTS = Path("results")
+TABLES = RESULTS / "tables"
+FIGURES = RESULTS / "figures"
+TIMINGS = RESULTS / "timings"
+CHECKPOINTS = Path(".cache/checkpoints")
+
+
+def raw(dataset: str) -> Path:
+    """Folder of a dataset's files as downloaded."""
+    return RAW / dataset
+
+
+def prepared(dataset: str, split: str) -> Path:
+    """Images and labels of a split: `train` or `test`."""
+    return PREPARED / dataset / f"{split}.safetensors"
+
+
+def dataset_card(dataset: str) -> Path:
+    """Classes, shape, licence, sources and counts of a dataset."""
+    return PREPARED / dataset / "dataset.json"
+
+
+def weight(name: str) -> Path:
+    """Availability record of a named pretrained weight."""
+    return WEIGHTS / f"{name}.json"
+
+
+def classifier(experiment: str) -> Path:
+    """Folder of the explained classifier."""
+    return RESULTS / experiment / "classifier"
+
+
+def oracle(experiment: str, name: str) -> Path:
+    """Folder of an oracle."""
+    return RESULTS / experiment / "oracles" / name
+
+
+def generator(experiment: str, name: str, scope: str) -> Path:
+    """Folder of a generator trained on `all-classes` or on one pair."""
+    return RESULTS / experiment / "generators" / name / scope
+
+
+def method(experiment: str, name: str, pair: str) -> Path:
+    """Folder of a trained method."""
+    return RESULTS / experiment / "methods" / name / pair
+
+
+def counterfactuals(experiment: str, method: str, source: int, target: int) -> Path:
+    """A counterfactual set, without suffix (`.safetensors`, `.parquet`, `.png`)."""
+    return RESULTS / experiment / "counterfactuals" / method / f"{source}_to_{target}"
+
+
+def shard(experiment: str, method: str, source: int, target: int, number: int, of: int) -> Path:
+    """One shard of a counterfactual set, without suffix; numbered from 1."""
+    whole = counterfactuals(experiment, method, source, target)
+    return whole.parent / "shards" / f"{whole.name}.{number}-of-{of}"
+
+
+def timing(experiment: str, method: str, source: int, target: int) -> Path:
+    """Seconds per image of a direction: the one output that differs from run to run."""
+    return TIMINGS / experiment / method / f"{source}_to_{target}.json"
+
+
+def metrics(experiment: str, method: str, source: int, target: int) -> Path:
+    """Metrics of a counterfactual set, without suffix (`.json`, `.parquet`)."""
+    return RESULTS / experiment / "metrics" / method / f"{source}_to_{target}"
+
+
+def report(experiment: str) -> Path:
+    """The self-contained HTML report of an experiment."""
+    return RESULTS / experiment / "report.html"

@@ -1,0 +1,1 @@
+"""Ways to make counterfactuals: one method per file."""

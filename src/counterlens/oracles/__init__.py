@@ -1,0 +1,1 @@
+"""Independent judges, used by metrics only and never by a method."""

@@ -1,0 +1,92 @@
+"""In-domain features for FID-oracle and KID-oracle: a second, independent classifier.
+
+Same architecture and recipe as the explained classifier, another seed; features are its
+penultimate layer after ReLU. The explained classifier itself would reward adversarial images.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from counterlens.classifiers import base as classifiers
+from counterlens.classifiers import train as training
+from counterlens.config import OracleOptions
+from counterlens.data.base import ImageSet
+from counterlens.oracles.base import Fitted, TrainedOracle
+from counterlens.runtime import files
+from counterlens.runtime.device import freeze
+from counterlens.runtime.training import Checkpoint, load_model, save_model
+
+
+class Options(OracleOptions):
+    """Trained as the experiment's classifier is; `epochs` replaces its number of epochs."""
+
+    epochs: int | None = Field(default=None, gt=0)
+
+
+class FeatureExtractor(TrainedOracle):
+    """Penultimate features of uint8 images."""
+
+    standard: ClassVar[bool] = False
+    cache_references: ClassVar[bool] = False
+
+    unavailable: str | None = None
+    fingerprint: str = ""
+    model: classifiers.Classifier | None = None
+
+    def settings(self) -> dict[str, object]:
+        """The options and those of the classifier whose recipe is used."""
+        return {**super().settings(), "classifier": self.experiment.settings("classifier")}
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        test_set: ImageSet,
+        seed: int,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+    ) -> Fitted:
+        """Train the second classifier; the card tells its test accuracy."""
+        torch.manual_seed(seed)
+        self.model = classifiers.create(self.experiment)
+        options = self.experiment.classifier
+        if self.options.epochs is not None:
+            options = options.model_copy(update={"epochs": self.options.epochs})
+        history = training.fit(
+            self.model, train_set, options, seed, device, checkpoint, name=self.name
+        )
+        freeze(self.model, device)
+        predicted = self.model.probabilities(test_set.images).argmax(1)
+        accuracy = (predicted == test_set.labels).double().mean().item()
+        return Fitted(history, {"test_accuracy": accuracy, "test_images": len(test_set)})
+
+    @torch.inference_mode()
+    def features(self, images: Tensor, batch_size: int = 1024) -> Tensor:
+        """(N, C, H, W) uint8 to (N, D) float32 on the CPU."""
+        if self.model is None:
+            raise ValueError("the feature extractor is neither trained nor loaded")
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8, not {images.dtype}")
+        device = next(self.model.parameters()).device
+        found = [
+            self.model.embedding(
+                (part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
+            ).cpu()
+            for part in images.split(batch_size)
+        ]
+        return torch.cat(found)
+
+    def save(self) -> None:
+        if self.model is None:
+            raise ValueError("the feature extractor is not trained")
+        save_model(self.model_file, self.model)
+
+    def load(self, device: torch.device) -> None:
+        self.model = classifiers.create(self.experiment)
+        load_model(self.model_file, self.model)
+        freeze(self.model, device)
+        self.fingerprint = f"{self.experiment.classifier.kind} {files.sha256(self.model_file)}"

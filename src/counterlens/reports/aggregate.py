@@ -1,0 +1,216 @@
+"""From the metrics of single directions to one number per method and column."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from counterlens import layout
+from counterlens.config import ORIGINAL_DATA, Column, Experiment, Pair
+from counterlens.errors import UserError
+from counterlens.metrics.bootstrap import mean_interval
+from counterlens.reports import inputs
+from counterlens.runtime import files
+from counterlens.runtime.seeding import derive_seed
+
+Status = Literal["ok", "not run", "not available", "not defined"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number of a table, in printed units (after the column's `scale`).
+
+    `status` is "ok", "not run" (the experiment does not define the method), "not available"
+    (`reason` tells why) or "not defined" (a paired column of unpaired real images). `images` is
+    how many images it was computed from; `low` and `high` bound the mean with 95 % confidence and
+    exist for per-image columns only.
+    """
+
+    status: Status
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    images: int = 0
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Direction:
+    """The metrics of one counterfactual set."""
+
+    images: int
+    per_image: pd.DataFrame
+    per_set: Mapping[str, float]
+    not_available: Mapping[str, str]
+    notes: Mapping[str, str]
+
+
+def _read(experiment: str, method: str, direction: Pair) -> _Direction:
+    stem = layout.metrics(experiment, method, *direction)
+    summary: dict[str, Any] = files.read_json(stem.with_suffix(".json"))
+    table = stem.with_suffix(".parquet")
+    if not table.is_file():
+        raise UserError(f"{table}: no such file; run the stage that makes it")
+    return _Direction(
+        images=int(summary["images"]),
+        per_image=pd.read_parquet(table),
+        per_set=summary.get("per_set", {}),
+        not_available=summary.get("not_available", {}),
+        notes=summary.get("notes", {}),
+    )
+
+
+class Results:
+    """The metrics of one experiment, each file read once."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.columns = experiment.columns()
+        self.paired = {c.name for m in experiment.metrics if m.paired for c in m.columns()}
+        self._read: dict[tuple[str, Pair], _Direction] = {}
+
+    def direction(self, method: str, direction: Pair) -> _Direction:
+        """The metrics of one counterfactual set."""
+        key = (method, direction)
+        if key not in self._read:
+            self._read[key] = _read(self.experiment.name, method, direction)
+        return self._read[key]
+
+    def images(self, method: str, directions: Iterable[Pair]) -> int:
+        """How many counterfactuals of a method are judged."""
+        return sum(self.direction(method, direction).images for direction in directions)
+
+    def notes(self, methods: Iterable[str], directions: Iterable[Pair]) -> list[str]:
+        """What the metrics remark on some sets: each remark once, with the number of sets."""
+        found: dict[tuple[str, str], int] = {}
+        sets = [(method, direction) for direction in directions for method in methods]
+        for method, direction in sets:
+            for column, note in self.direction(method, direction).notes.items():
+                found[column, note] = found.get((column, note), 0) + 1
+        labels = {name: column.label for name, column in self.columns.items()}
+        return [
+            f"{labels.get(column, column)}: {note} ({count} of {len(sets)} sets)"
+            for (column, note), count in sorted(found.items())
+        ]
+
+    def cell(
+        self, method: str, column: str, directions: Sequence[Pair], *, interval: bool = True
+    ) -> Cell:
+        """One number: a method, a column, some directions.
+
+        Per-image columns: mean over all images of all directions, each image with equal weight.
+        Per-set columns: mean over the directions. The interval is a percentile bootstrap over
+        images with a seed of its own, so that a number has the same interval in every table.
+
+        Raises:
+            UserError: a metrics file is missing or lacks the column.
+        """
+        if not inputs.runs(self.experiment, method):
+            return Cell("not run")
+        if column not in self.columns:
+            reason = f"experiment {self.experiment.name} does not compute it"
+            return Cell("not available", reason=reason)
+        if method == ORIGINAL_DATA and column in self.paired:
+            return Cell("not defined")
+        declared = self.columns[column]
+        found = [self.direction(method, direction) for direction in directions]
+        reasons = [each.not_available[column] for each in found if column in each.not_available]
+        if reasons:
+            return Cell("not available", reason=reasons[0])
+        for direction, each in zip(directions, found, strict=True):
+            if not _has(each, column):
+                stem = layout.metrics(self.experiment.name, method, *direction)
+                raise UserError(f"{stem}.json: lacks the column '{column}'; delete it and rerun")
+        if declared.per == "set":
+            values = np.array([each.per_set[column] for each in found], dtype=np.float64)
+            images = sum(each.images for each in found)
+            return Cell("ok", float(values.mean()) * declared.scale, images=images)
+        values = np.concatenate([each.per_image[column].to_numpy(np.float64) for each in found])
+        low = high = None
+        if interval:
+            seed = derive_seed(
+                self.experiment.seed, "bootstrap", self.experiment.name, method, column
+            )
+            low, high = (bound * declared.scale for bound in mean_interval(values, seed=seed))
+        mean = float(values.mean()) * declared.scale
+        return Cell("ok", mean, low, high, images=int(values.size))
+
+
+def _has(direction: _Direction, column: str) -> bool:
+    return column in direction.per_set or column in direction.per_image.columns
+
+
+def best(cells: Mapping[str, Cell], column: Column) -> frozenset[str]:
+    """The methods with the best printed value of a column; real images do not compete."""
+    values = {
+        method: round(cell.value, column.decimals)
+        for method, cell in cells.items()
+        if cell.status == "ok" and cell.value is not None and method != ORIGINAL_DATA
+    }
+    if column.direction == "none" or len(values) < 2:
+        return frozenset()
+    winner = max(values.values()) if column.direction == "up" else min(values.values())
+    return frozenset(method for method, value in values.items() if value == winner)
+
+
+def direction_name(experiment: Experiment, direction: Pair, arrow: str = "→") -> str:
+    """`4→9`, with the names of the classes."""
+    classes = experiment.dataset.classes
+    return f"{classes[direction[0]]}{arrow}{classes[direction[1]]}"
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A quality gate of a trained model: its value, its threshold and whether it passed.
+
+    `bound` is "at least" or "at most", or empty where the card does not tell.
+    """
+
+    model: str
+    name: str
+    value: float
+    threshold: float
+    bound: str
+    passed: bool
+
+
+def gates(experiment: Experiment) -> list[Gate]:
+    """Every quality gate on the cards of an experiment's models, in a fixed order.
+
+    Raises:
+        UserError: a card is missing.
+    """
+    found = []
+    for path in inputs.cards(experiment):
+        card = files.read_json(path)
+        model = path.parent.relative_to(layout.RESULTS / experiment.name).as_posix()
+        for name, gate in sorted(card.get("gates", {}).items()):
+            found.append(
+                Gate(
+                    model,
+                    name,
+                    float(gate["value"]),
+                    float(gate["threshold"]),
+                    str(gate.get("bound", "")),
+                    bool(gate["passed"]),
+                )
+            )
+    return found
+
+
+def header(column: Column) -> str:
+    """`COUT ↑`: label, unit and which way is better."""
+    arrow = {"up": " ↑", "down": " ↓", "none": ""}[column.direction]
+    unit = f" ({column.unit})" if column.unit else ""
+    return f"{column.label}{unit}{arrow}"
+
+
+def number(value: float, decimals: int, *, sign: bool = False) -> str:
+    """A number as printed, with a true minus sign; a rounded zero has no sign."""
+    rounded = round(value, decimals) + 0.0
+    text = f"{rounded:{'+' if sign and rounded else ''}.{decimals}f}"
+    return text.replace("-", "\N{MINUS SIGN}")

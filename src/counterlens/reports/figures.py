@@ -1,0 +1,258 @@
+"""Figures of the papers, redrawn from counterfactual sets and metrics.
+
+A figure is described by `config/figures/<name>.yaml`; its `kind` names the function that draws it.
+Equal inputs give equal bytes. Only the COUT figure imports torch: it asks the metric itself in
+which order pixels are inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from counterlens import layout
+from counterlens.config import (
+    Experiment,
+    Figure,
+    Pair,
+    Scale,
+    load_experiment,
+    load_figure,
+    pair_name,
+)
+from counterlens.errors import UserError
+from counterlens.reports import aggregate, inputs
+from counterlens.runtime import files
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+SOURCE, TARGET, INK = "#b45309", "#0f766e", "#1b1b1f"
+CURVE_IMAGES = 7
+
+
+def _load(
+    experiment: Experiment, method: str, direction: Pair
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    stem = layout.counterfactuals(experiment.name, method, *direction)
+    return (
+        files.load_tensors(stem.with_suffix(".safetensors")),
+        pd.read_parquet(stem.with_suffix(".parquet")),
+    )
+
+
+def _need(tensors: dict[str, np.ndarray], name: str, figure: Figure, method: str) -> np.ndarray:
+    if name not in tensors:
+        raise UserError(
+            f"config/figures/{figure.name}.yaml: method {method} keeps no '{name}', which a figure "
+            f"of kind '{figure.kind}' needs; name another method"
+        )
+    return tensors[name]
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    """Draw an image (C, H, W) in [0, 1] without axes."""
+    if len(image) == 1:
+        axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    else:
+        axes.imshow(image.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _pick(table: pd.DataFrame, target: int, count: int) -> np.ndarray:
+    """Rows of the first `count` images with a valid counterfactual, else of the first images."""
+    valid = np.flatnonzero(table["predicted_counterfactual"].to_numpy() == target)
+    rows = valid if len(valid) >= count else np.arange(len(table))
+    return rows[:count]
+
+
+def _canvas(width: float, height: float) -> Canvas:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure as Canvas
+
+    return Canvas(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+
+
+def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
+    """Images x^(t) on the way from query to counterfactual, above both probability curves."""
+    import torch
+
+    from counterlens.metrics.cout import insertion_steps
+
+    method, direction = figure.methods[0], figure.directions[0]
+    tensors, table = _load(experiment, method, direction)
+    stem = layout.metrics(experiment.name, method, *direction)
+    curves = pd.read_parquet(stem.with_suffix(".parquet"))
+    asked = [getattr(m, "steps", None) for m in experiment.metrics if m.kind == "cout"]
+    if "curve_target" not in curves or not asked or asked[0] is None:
+        raise UserError(f"{stem}.parquet: has no COUT curves; add the metric 'cout' and rerun")
+    names = experiment.dataset.classes
+    rows = _pick(table, direction[1], figure.images)
+    canvas = _canvas(9, 3.6 * len(rows))
+    parts = canvas.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        query, counterfactual = tensors["query"][row], tensors["counterfactual"][row]
+        image = int(table["image"].iloc[row])
+        curve = curves[curves["image"] == image].iloc[0]
+        mask = tensors["mask"][row] if "mask" in tensors else np.abs(counterfactual - query)
+        flat = torch.from_numpy(mask).float().mean(0).reshape(1, -1)
+        inserted, total, _ = insertion_steps(flat, int(asked[0]))
+        order = inserted.numpy().reshape(query.shape[1:])
+        moments = np.unique(np.linspace(0, total, CURVE_IMAGES).round().astype(int))
+        above, below = part.subfigures(2, 1, height_ratios=[1, 1.5])
+        for axes, moment in zip(above.subplots(1, len(moments)), moments, strict=True):
+            _show(axes, np.where(order[None] <= moment, counterfactual, query))
+            axes.set_title(f"t = {moment}", fontsize=9, color=INK)
+        axes = below.subplots()
+        for role, label, color in (
+            ("target", direction[1], TARGET),
+            ("source", direction[0], SOURCE),
+        ):
+            values = np.asarray(curve[f"curve_{role}"], dtype=np.float64)
+            area = float(curve[f"aupc_{role}"])
+            axes.plot(values, color=color, lw=2, label=f"class {names[label]}: area {area:.3f}")
+            axes.fill_between(np.arange(len(values)), values, color=color, alpha=0.12, lw=0)
+        axes.set(xlim=(0, total), ylim=(0, 1.02), xlabel="step t", ylabel="probability")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="center right")
+        where = aggregate.direction_name(experiment, direction)
+        axes.set_title(
+            f"{method}, {where}, test image {image}: COUT {curve['cout']:.3f}", fontsize=10
+        )
+    return canvas
+
+
+def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
+    """How far each latent dimension moves, mean over test images; one violin per pair."""
+    method = figure.methods[0]
+    changes: dict[str, list[np.ndarray]] = {}
+    for direction in figure.directions:
+        tensors, _ = _load(experiment, method, direction)
+        before = _need(tensors, "latent", figure, method)
+        after = _need(tensors, "latent_counterfactual", figure, method)
+        pair = pair_name(experiment.pair_of(*direction))
+        changes.setdefault(pair, []).append(np.abs(after - before))
+    values = [np.concatenate(parts).mean(0) for parts in changes.values()]
+    canvas = _canvas(1.6 + 1.5 * len(values), 3.6)
+    axes = canvas.subplots()
+    drawn: Any = axes.violinplot(values, showmeans=True, showextrema=False, widths=0.75)
+    for body in drawn["bodies"]:
+        body.set(facecolor="#4338ca", alpha=0.35, edgecolor="#4338ca")
+    drawn["cmeans"].set(color=INK, linewidth=1.5)
+    for place, value in enumerate(values, start=1):
+        axes.text(place, value.max(), f"mean {value.mean():.3f}", ha="center", va="bottom", size=8)
+    classes = experiment.dataset.classes
+    pairs = [tuple(int(index) for index in pair.split("-")) for pair in changes]
+    axes.set_xticks(
+        np.arange(1, len(values) + 1), [f"{classes[a]}, {classes[b]}" for a, b in pairs]
+    )
+    axes.set_ylabel("mean |change| per latent dimension")
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    return canvas
+
+
+def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
+    """Query and decoded codes z^0 … z^n, one row per image."""
+    method = figure.methods[0]
+    strips: list[tuple[str, np.ndarray, list[float]]] = []
+    for direction in figure.directions:
+        tensors, table = _load(experiment, method, direction)
+        path = _need(tensors, "path", figure, method)
+        for row in _pick(table.iloc[: len(path)], direction[1], figure.images):
+            shown = np.concatenate([tensors["query"][row][None], path[row]])
+            found = [float(value) for value in table["path_target_probability"].iloc[row]]
+            strips.append((aggregate.direction_name(experiment, direction), shown, found))
+    columns = max(len(shown) for _, shown, _ in strips)
+    canvas = _canvas(1.25 * columns, 1.45 * len(strips))
+    grid = canvas.subplots(len(strips), columns, squeeze=False)
+    for axes_row, (name, shown, found) in zip(grid, strips, strict=True):
+        for step, axes in enumerate(axes_row):
+            _show(axes, shown[step])
+            if step:
+                axes.set_xlabel(f"{found[step - 1]:.2f}", fontsize=8, color=TARGET)
+        axes_row[0].set_ylabel(name, fontsize=9)
+    grid[0][0].set_title("query", fontsize=9)
+    for step in range(columns - 1):
+        grid[0][step + 1].set_title(f"$z^{{{step}}}$", fontsize=9)
+    return canvas
+
+
+def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
+    """Queries and every method's counterfactual: a row per query, a column per method."""
+    rows: list[tuple[str, list[np.ndarray], list[str]]] = []
+    classes = experiment.dataset.classes
+    for direction in figure.directions:
+        sets = {method: _load(experiment, method, direction) for method in figure.methods}
+        shared = set.intersection(*(set(table["image"].tolist()) for _, table in sets.values()))
+        for image in sorted(shared)[: figure.images]:
+            shown, said = [], []
+            for tensors, table in sets.values():
+                row = int(np.flatnonzero(table["image"].to_numpy() == image)[0])
+                if not shown:
+                    shown.append(tensors["query"][row])
+                    said.append(classes[int(table["predicted_query"].iloc[row])])
+                shown.append(tensors["counterfactual"][row])
+                said.append(classes[int(table["predicted_counterfactual"].iloc[row])])
+            rows.append((aggregate.direction_name(experiment, direction), shown, said))
+    if not rows:
+        raise UserError(
+            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
+            "name fewer methods"
+        )
+    columns = 1 + len(figure.methods)
+    canvas = _canvas(1.3 * columns + 0.4, 1.45 * len(rows))
+    grid = canvas.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (name, shown, said) in zip(grid, rows, strict=True):
+        for axes, image, answer in zip(axes_row, shown, said, strict=True):
+            _show(axes, image)
+            axes.set_xlabel(answer, fontsize=8)
+        axes_row[0].set_ylabel(name, fontsize=9)
+    for axes, name in zip(grid[0], ("query", *figure.methods), strict=True):
+        axes.set_title(name, fontsize=9)
+    return canvas
+
+
+DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
+    "cout": draw_cout,
+    "latent-change": draw_latent_change,
+    "traversal": draw_traversal,
+    "gallery": draw_gallery,
+}
+
+
+def write(figure: Figure, experiment: Experiment) -> None:
+    """Draw a figure to `results/figures/<name>.png`.
+
+    Raises:
+        UserError: the experiment does not run what the figure shows, or a file is missing.
+    """
+    inputs.figure_inputs(figure, experiment)
+    import matplotlib
+
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
+        canvas = DRAW[figure.kind](figure, experiment)
+        with files.atomic_path(layout.FIGURES / f"{figure.name}.png") as temporary:
+            canvas.savefig(
+                temporary,
+                format="png",
+                bbox_inches="tight",
+                pad_inches=0.12,
+                metadata={"Software": None},
+            )
+
+
+def run(name: str, scale: Scale) -> None:
+    """The stage `figure`."""
+    figure = load_figure(name)
+    write(figure, load_experiment(figure.experiment, scale))

@@ -1,0 +1,170 @@
+"""Which files each report reads, so that the workflow can declare them. Imports only config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from counterlens import layout
+from counterlens.config import ORIGINAL_DATA, Experiment, Figure, Pair, Table
+from counterlens.errors import UserError
+
+
+def runs(experiment: Experiment, method: str) -> bool:
+    """Whether the experiment runs a method; the reference row `original-data` always is."""
+    return method == ORIGINAL_DATA or method in experiment.methods
+
+
+def shared_directions(experiment: Experiment, methods: Iterable[str]) -> tuple[Pair, ...]:
+    """The directions that every one of the methods which the experiment runs has in common."""
+    run = [method for method in methods if runs(experiment, method)]
+    return tuple(
+        direction
+        for direction in experiment.directions(ORIGINAL_DATA)
+        if all(direction in experiment.directions(method) for method in run)
+    )
+
+
+def table_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
+    """The rows of a table that an experiment runs, in the table's order."""
+    return tuple(row.method for row in table.rows if runs(experiment, row.method))
+
+
+def trained_oracles(experiment: Experiment) -> list[str]:
+    """The oracles that a stage trains; the others only load pretrained weights."""
+    return [name for name, options in experiment.oracles.items() if not options.weights]
+
+
+def cards(experiment: Experiment) -> list[Path]:
+    """The cards (quality gates) of the classifier, the oracles and the generators."""
+    name = experiment.name
+    return [
+        layout.classifier(name) / "card.json",
+        *(layout.oracle(name, oracle) / "card.json" for oracle in trained_oracles(experiment)),
+        *(
+            layout.generator(name, generator, scope) / "card.json"
+            for generator in experiment.generators
+            for scope in experiment.scopes(generator)
+        ),
+    ]
+
+
+def metric_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The metrics of a method on some directions, `.json` and `.parquet`."""
+    stems = [layout.metrics(experiment.name, method, *direction) for direction in directions]
+    return [stem.with_suffix(suffix) for stem in stems for suffix in (".json", ".parquet")]
+
+
+def set_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The counterfactual sets of a method on some directions, `.safetensors` and `.parquet`."""
+    stems = [
+        layout.counterfactuals(experiment.name, method, *direction) for direction in directions
+    ]
+    return [stem.with_suffix(suffix) for stem in stems for suffix in (".safetensors", ".parquet")]
+
+
+def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Path]:
+    """Everything a table is computed from.
+
+    Args:
+        table: the table.
+        experiments: the table's experiments by name.
+
+    Raises:
+        UserError: the rows of the table have no direction in common.
+    """
+    paths: list[Path] = []
+    for name in table.experiments:
+        experiment = experiments[name]
+        methods = table_methods(table, experiment)
+        directions = shared_directions(experiment, methods)
+        if not directions:
+            raise UserError(
+                f"table {table.name}: the methods {', '.join(methods)} of experiment {name} have "
+                "no direction in common; give them a common pair under 'pairs'"
+            )
+        for method in methods:
+            paths += metric_files(experiment, method, directions)
+        paths += cards(experiment)
+    return paths
+
+
+def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
+    """Everything a figure is drawn from.
+
+    Raises:
+        UserError: the experiment does not run a method of the figure on its directions.
+    """
+    paths: list[Path] = []
+    for method in figure.methods:
+        for direction in figure.directions:
+            if not runs(experiment, method) or direction not in experiment.directions(method):
+                raise UserError(
+                    f"config/figures/{figure.name}.yaml: experiment {experiment.name} does not run "
+                    f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
+                    "'pairs' of the experiment"
+                )
+        paths += set_files(experiment, method, figure.directions)
+        if figure.kind == "cout":
+            paths += metric_files(experiment, method, figure.directions)
+    return paths
+
+
+def dataset_card(experiment: Experiment) -> Path:
+    """The card of an experiment's dataset, the package's or a user's own."""
+    return layout.dataset_card(experiment.dataset.name)
+
+
+def report_inputs(experiment: Experiment) -> list[Path]:
+    """Everything an experiment's HTML report shows."""
+    name = experiment.name
+    paths = [
+        dataset_card(experiment),
+        layout.classifier(name) / "predictions.parquet",
+        *cards(experiment),
+        *curve_files(experiment),
+        *sample_sheets(experiment),
+    ]
+    for method in experiment.methods:
+        paths += set_files(experiment, method, experiment.directions(method))
+    for method in (*experiment.methods, ORIGINAL_DATA):
+        paths += metric_files(experiment, method, experiment.directions(method))
+    return paths
+
+
+def curve_files(experiment: Experiment) -> list[Path]:
+    """Every `training.csv` of an experiment."""
+    name = experiment.name
+    return [
+        layout.classifier(name) / "training.csv",
+        *(layout.oracle(name, oracle) / "training.csv" for oracle in trained_oracles(experiment)),
+        *(
+            layout.generator(name, generator, scope) / "training.csv"
+            for generator in experiment.generators
+            for scope in experiment.scopes(generator)
+        ),
+        *(
+            layout.method(name, method, f"{pair[0]}-{pair[1]}") / "training.csv"
+            for method, options in experiment.methods.items()
+            if options.trainable
+            for pair in experiment.method_pairs(method)
+        ),
+    ]
+
+
+def sample_sheets(experiment: Experiment) -> list[Path]:
+    """The sample sheet of every trained generator."""
+    return [
+        layout.generator(experiment.name, generator, scope) / "samples.png"
+        for generator in experiment.generators
+        for scope in experiment.scopes(generator)
+    ]
+
+
+def timing_inputs(experiment: Experiment) -> list[Path]:
+    """The measured seconds per image of every method and direction."""
+    return [
+        layout.timing(experiment.name, method, *direction)
+        for method in experiment.methods
+        for direction in experiment.directions(method)
+    ]

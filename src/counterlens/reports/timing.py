@@ -1,0 +1,64 @@
+"""The stage `timing`: measured seconds per counterfactual of every method of an experiment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from counterlens import layout
+from counterlens.config import Experiment, Scale, load_experiment
+from counterlens.reports import inputs
+from counterlens.runtime import files
+
+
+def collect(experiment: Experiment) -> pd.DataFrame:
+    """One row per method: the mean over its directions, weighted by images.
+
+    Raises:
+        UserError: a timing file is missing.
+    """
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for path in inputs.timing_inputs(experiment):
+        measured.setdefault(path.parent.name, []).append(files.read_json(path))
+    summary = []
+    for method, directions in measured.items():
+        images = sum(each["images"] for each in directions)
+        seconds = sum(each["seconds_per_image"] * each["images"] for each in directions)
+        summary.append(
+            {
+                "experiment": experiment.name,
+                "method": method,
+                "seconds_per_image": seconds / max(1, images),
+                "images": images,
+                "device": "; ".join(sorted({str(each["device"]) for each in directions})),
+                "threads": "; ".join(sorted({str(each["threads"]) for each in directions})),
+            }
+        )
+    return pd.DataFrame(summary)
+
+
+def to_markdown(experiment: Experiment, summary: pd.DataFrame) -> str:
+    """The summary as a Markdown table."""
+    lines = [
+        f"# Cost of a counterfactual: {experiment.name} (scale {experiment.scale})",
+        "",
+        "| method | seconds per image | images | device | threads |",
+        "|:---|---:|---:|:---|---:|",
+    ]
+    for row in summary.to_dict("records"):
+        device = str(row["device"]).replace("|", "\\|")
+        lines.append(
+            f"| {row['method']} | {row['seconds_per_image']:.3g} | {row['images']} "
+            f"| {device} | {row['threads']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def run(name: str, scale: Scale) -> None:
+    """Write `results/tables/<experiment>-cost.{csv,md}`."""
+    experiment = load_experiment(name, scale)
+    summary = collect(experiment)
+    stem = layout.TABLES / f"{name}-cost"
+    files.write_csv(stem.with_suffix(".csv"), summary)
+    files.write_text(stem.with_suffix(".md"), to_markdown(experiment, summary))

@@ -1,0 +1,1 @@
+"""Devices, seeds, atomic files, progress and the training loop: what every stage stands on."""

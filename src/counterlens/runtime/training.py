@@ -1,0 +1,165 @@
+"""The one training loop: epochs, checkpoints outside the outputs, and a stop on NaN."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from counterlens import layout
+from counterlens.errors import UserError
+from counterlens.runtime import files
+from counterlens.runtime.progress import progress
+
+PACKAGE = Path(__file__).parents[1]
+
+Losses = dict[str, torch.Tensor]
+History = list[dict[str, float]]
+
+
+class Stateful(Protocol):
+    """Anything with a state: modules, optimisers, schedulers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
+
+
+class Checkpoint:
+    """Resumable state of one training, in a folder named by all that determines its result.
+
+    The folder's name is the hash of the settings, the inputs' content and the package's code,
+    so that a training never continues from a state that belongs to another one.
+    """
+
+    def __init__(self, settings: object, inputs: Iterable[Path], seconds: float = 30.0) -> None:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for path in [*inputs, *sorted(PACKAGE.rglob("*.py"))]:
+            digest.update(files.sha256(path).encode())
+        self.folder = layout.CHECKPOINTS / digest.hexdigest()[:32]
+        self.path = self.folder / "state.pt"
+        self.seconds = seconds
+        self._saved_at = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The last state, or None at the start."""
+        if not self.path.exists():
+            return None
+        return torch.load(self.path, map_location="cpu", weights_only=True)
+
+    def due(self) -> bool:
+        """Whether the last save is long enough ago."""
+        return time.monotonic() - self._saved_at >= self.seconds
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the state, whole."""
+        with files.atomic_path(self.path) as temporary:
+            torch.save(state, temporary)
+        self._saved_at = time.monotonic()
+
+    def remove(self) -> None:
+        """Forget the state: the outputs are written."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def train(
+    name: str,
+    epochs: int,
+    epoch_losses: Callable[[int], Iterable[Losses]],
+    parts: Mapping[str, Stateful],
+    checkpoint: Checkpoint | None = None,
+    schedulers: Sequence[torch.optim.lr_scheduler.LRScheduler] = (),
+) -> History:
+    """Train for `epochs` epochs and return the mean losses of each.
+
+    Args:
+        name: shown in the progress bar and in errors.
+        epoch_losses: does one epoch and yields the detached scalar losses of each step. All its
+            randomness must derive from the epoch's number, so that a resumed run ends the same.
+        parts: everything whose state must survive a kill: modules, optimisers, schedulers.
+        checkpoint: where that state is kept; None keeps nothing.
+        schedulers: stepped once per epoch (they must be among `parts`).
+
+    Raises:
+        UserError: a loss is not finite; names the step and the last good checkpoint.
+    """
+    history: History = []
+    state = checkpoint.load() if checkpoint else None
+    if state is not None:
+        for key, part in parts.items():
+            part.load_state_dict(state["parts"][key])
+        history = state["history"]
+    for epoch in progress(range(len(history), epochs), epochs - len(history), name):
+        steps = list(epoch_losses(epoch))
+        names = list(steps[0])
+        values = torch.stack([torch.stack([step[key].float() for key in names]) for step in steps])
+        finite = values.isfinite().all(dim=1)
+        if not finite.all():
+            step = int((~finite).nonzero()[0])
+            kept = checkpoint.path if checkpoint and checkpoint.path.exists() else "none"
+            raise UserError(
+                f"{name}: loss is not finite at epoch {epoch + 1}, step {step + 1}; "
+                f"last good checkpoint: {kept}; lower the learning rate"
+            )
+        means = values.mean(dim=0).tolist()
+        history.append({"epoch": epoch + 1, **dict(zip(names, means, strict=True))})
+        for scheduler in schedulers:
+            scheduler.step()
+        if checkpoint and checkpoint.due() and epoch + 1 < epochs:
+            checkpoint.save(
+                {
+                    "parts": {key: part.state_dict() for key, part in parts.items()},
+                    "history": history,
+                }
+            )
+    return history
+
+
+def batches(count: int, size: int, seed: int) -> Iterator[torch.Tensor]:
+    """Indices 0..count-1 in a random order fixed by `seed`, `size` at a time, last one short."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return iter(order.split(size))
+
+
+def step_decay(
+    optimizer: torch.optim.Optimizer, every: int, factor: float = 0.5
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Multiply the learning rate by `factor` every `every` epochs."""
+    return torch.optim.lr_scheduler.StepLR(optimizer, max(1, every), factor)
+
+
+def cosine_decay(
+    optimizer: torch.optim.Optimizer, epochs: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Bring the learning rate to zero along half a cosine over `epochs` epochs."""
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: 0.5 * (1 + math.cos(math.pi * min(epoch, epochs) / epochs))
+    )
+
+
+def save_model(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a module's parameters and buffers as safetensors."""
+    state = {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
+    files.save_tensors(path, state, metadata)
+
+
+def load_model(path: Path, module: nn.Module) -> None:
+    """Load what `save_model` wrote.
+
+    Raises:
+        UserError: the file does not fit the architecture.
+    """
+    state = {key: torch.from_numpy(value) for key, value in files.load_tensors(path).items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit {type(module).__name__}: {first}") from None

@@ -1,0 +1,429 @@
+"""What the Snakefile asks: which targets exist, what each job depends on and which settings.
+
+Torch-free. Every method that takes `wildcards` is an input or parameter function of a rule.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from counterlens import layout, plugins
+from counterlens.config import (
+    ALL_CLASSES,
+    CONFIG_DIR,
+    ORIGINAL_DATA,
+    Experiment,
+    Figure,
+    Table,
+    load_experiment,
+    load_figure,
+    load_project,
+    load_table,
+    pair_name,
+    parse_pair,
+    table_names,
+)
+from counterlens.reports import inputs
+
+PACKAGE = plugins.PACKAGE
+CONTROL = (
+    "__init__",
+    "__main__",
+    "cli",
+    "config",
+    "errors",
+    "layout",
+    "plugins",
+    "workflow",
+    "runtime/__init__",
+    "runtime/gpu_slots",
+    "runtime/progress",
+)
+"""Modules that decide which job runs with which settings, and shape no result besides: their
+effect reaches a job through its parameters and inputs, so they are inputs of the reports alone."""
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """The package's files that a file imports, anywhere in it."""
+    found: set[Path] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] == PACKAGE.name:
+                file = PACKAGE.parent / Path(*name.split("."))
+                found |= {p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()}
+    return frozenset(found)
+
+
+@cache
+def closure(paths: frozenset[Path]) -> frozenset[Path]:
+    """The files and all of the package that they import, however far."""
+    found: set[Path] = set()
+    waiting = set(paths)
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        waiting |= imports(path) - found
+    return frozenset(found)
+
+
+def code(*paths: Path) -> list[str]:
+    """Source files a job runs, less the control modules, relative to the project folder."""
+    control = {PACKAGE / f"{name}.py" for name in CONTROL}
+    return [relative(path) for path in sorted(closure(frozenset(paths)) - control)]
+
+
+def relative(path: Path) -> str:
+    """A path as Snakemake should print and record it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+class Workflow:
+    """The project's experiments, tables and figures, validated, and the jobs they need."""
+
+    def __init__(self, overrides: Mapping[str, Any]) -> None:
+        self.project = load_project(overrides)
+        scale = self.project.scale
+        names = sorted(path.stem for path in (CONFIG_DIR / "experiments").glob("*.yaml"))
+        self.experiments = {name: load_experiment(name, scale) for name in names}
+        self.tables: dict[str, Table] = {name: load_table(name) for name in table_names()}
+        figures = sorted(path.stem for path in (CONFIG_DIR / "figures").glob("*.yaml"))
+        self.figures: dict[str, Figure] = {name: load_figure(name) for name in figures}
+        self.datasets = {e.dataset.name: e.dataset for e in self.experiments.values()}
+        self.scale = scale
+        if self.project.mirror:
+            os.environ.setdefault("COUNTERLENS_MIRROR", self.project.mirror)  # jobs inherit it
+
+    @staticmethod
+    def hours(count: int) -> Callable[[Any, int], int]:
+        """Minutes for `count` hours, doubled with each attempt: the `runtime` of a rule."""
+        return lambda wildcards, attempt: 60 * count * attempt
+
+    def generator_threads(self, wildcards: Any) -> int:
+        """All threads for the one generator of all classes; one each for those of the pairs."""
+        return self.project.threads if wildcards.scope == ALL_CLASSES else 1
+
+    # Wildcard constraints
+
+    def ids(self, section: str) -> str:
+        """A pattern of every id that any experiment defines in a section."""
+        return any_of(name for e in self.experiments.values() for name in getattr(e, section))
+
+    def sharded(self, wanted: bool) -> str:
+        """A pattern of the experiments whose directions are (not) explained in shards."""
+        return any_of(
+            name for name, e in self.experiments.items() if (e.evaluation.shards > 1) == wanted
+        )
+
+    def any_figure(self) -> str:
+        """A pattern of every figure."""
+        return any_of(self.figures)
+
+    def any_row(self) -> str:
+        """A pattern of every method id and the reference row."""
+        return f"{self.ids('methods')}|{ORIGINAL_DATA}"
+
+    # Targets
+
+    def all_targets(self) -> list[str]:
+        """What `all` builds: the experiments, tables and figures that config.yaml lists."""
+        files = [f for name in self.project.experiments for f in self.experiment_target(name)]
+        files += [f"{layout.TABLES}/{name}.csv" for name in self.project.tables]
+        return [*files, *(f"{layout.FIGURES}/{name}.png" for name in self.project.figures)]
+
+    def counterfactuals(self, experiment: str) -> list[str]:
+        """Every counterfactual set of an experiment."""
+        e = self.experiments[experiment]
+        return [
+            f"{layout.counterfactuals(experiment, method, *direction)}.safetensors"
+            for method in (*e.methods, ORIGINAL_DATA)
+            for direction in e.directions(method)
+        ]
+
+    def metrics(self, experiment: str, methods: Iterable[str] | None = None) -> list[str]:
+        """The metric files of an experiment, or of some of its methods."""
+        e = self.experiments[experiment]
+        chosen = (*e.methods, ORIGINAL_DATA) if methods is None else methods
+        return [
+            f"{layout.metrics(experiment, method, *direction)}.{suffix}"
+            for method in chosen
+            if method in e.methods or method == ORIGINAL_DATA
+            for direction in e.directions(method)
+            for suffix in ("json", "parquet")
+        ]
+
+    def generators(self, experiment: str) -> list[str]:
+        """Every trained generator of an experiment."""
+        e = self.experiments[experiment]
+        return [
+            str(layout.generator(experiment, name, scope) / "model.safetensors")
+            for name in e.generators
+            for scope in e.scopes(name)
+        ]
+
+    def oracles(self, experiment: str) -> list[str]:
+        """Every oracle of an experiment."""
+        e = self.experiments[experiment]
+        return [file for name in e.oracles for file in self.oracle_files(e, name)]
+
+    def oracle_files(self, e: Experiment, name: str) -> list[str]:
+        """The trained oracle, or the records of the pretrained weights that it loads."""
+        if e.oracles[name].weights:
+            return [str(layout.weight(weight)) for weight in e.oracles[name].weights]
+        return [str(layout.oracle(e.name, name) / "model.safetensors")]
+
+    def prepared(self, experiment: str) -> list[str]:
+        """The prepared dataset of an experiment."""
+        dataset = self.experiments[experiment].dataset.name
+        return [str(layout.prepared(dataset, split)) for split in ("train", "test")]
+
+    def experiment_target(self, name: str) -> list[str]:
+        """All that an experiment is asked for by `all`."""
+        return [str(layout.report(name)), f"{layout.TABLES}/{name}-cost.csv"]
+
+    # Inputs
+
+    def raw_files(self, wildcards: Any) -> list[str]:
+        """A dataset's downloads."""
+        options = self.datasets[wildcards.dataset]
+        return [str(layout.raw(options.name) / file) for file in options.files]
+
+    def dataset_of(self, wildcards: Any) -> list[str]:
+        """The prepared splits of a job's experiment."""
+        return self.prepared(wildcards.experiment)
+
+    def generator_inputs(self, wildcards: Any) -> list[str]:
+        """The generators that a generator builds on."""
+        e = self.experiments[wildcards.experiment]
+        options = e.generators[wildcards.generator]
+        pair = None if wildcards.scope == ALL_CLASSES else parse_pair(wildcards.scope)
+        return [self.generator_file(e, name, pair) for name in options.requires()]
+
+    def generator_file(self, e: Experiment, name: str, pair: tuple[int, int] | None) -> str:
+        """The model of a generator as it serves a pair."""
+        scope = ALL_CLASSES
+        if pair is not None and e.generators[name].per_pair:
+            scope = pair_name(pair)
+        return str(layout.generator(e.name, name, scope) / "model.safetensors")
+
+    def method_generators(self, wildcards: Any) -> list[str]:
+        """The trained generators that a method's options name."""
+        e = self.experiments[wildcards.experiment]
+        return [
+            self.generator_file(e, name, self.pair(wildcards))
+            for name in e.methods[wildcards.method].generators()
+        ]
+
+    def method_model(self, wildcards: Any) -> list[str]:
+        """The trained method, where there is something to train."""
+        e = self.experiments[wildcards.experiment]
+        if not e.methods[wildcards.method].trainable:
+            return []
+        folder = layout.method(e.name, wildcards.method, pair_name(self.pair(wildcards)))
+        return [str(folder / "model.safetensors")]
+
+    def pair(self, wildcards: Any) -> tuple[int, int]:
+        """The pair of a job: named itself, or that of its direction."""
+        if hasattr(wildcards, "pair"):
+            return parse_pair(wildcards.pair)
+        e = self.experiments[wildcards.experiment]
+        return e.pair_of(int(wildcards.source), int(wildcards.target))
+
+    def shards(self, wildcards: Any) -> list[str]:
+        """The shards of a direction."""
+        of = self.experiments[wildcards.experiment].evaluation.shards
+        place = (wildcards.experiment, wildcards.method, wildcards.source, wildcards.target)
+        return [f"{layout.shard(*place, n, of)}.safetensors" for n in range(1, of + 1)]
+
+    def shard_count(self, wildcards: Any) -> int:
+        """How many shards a direction has."""
+        return self.experiments[wildcards.experiment].evaluation.shards
+
+    def metric_oracles(self, wildcards: Any) -> list[str]:
+        """What the metrics of an experiment need besides the classifier."""
+        return self.oracles(wildcards.experiment)
+
+    def table_inputs(self, wildcards: Any) -> list[str]:
+        """The metrics of a table's rows, and the cards of the models behind them."""
+        return strings(inputs.table_inputs(self.tables[wildcards.table], self.experiments))
+
+    def figure_inputs(self, wildcards: Any) -> list[str]:
+        """The counterfactual sets and metrics that a figure draws."""
+        figure = self.figures[wildcards.figure]
+        return strings(inputs.figure_inputs(figure, self.experiments[figure.experiment]))
+
+    def report_inputs(self, wildcards: Any) -> list[str]:
+        """Everything the report of an experiment shows."""
+        return strings(inputs.report_inputs(self.experiments[wildcards.experiment]))
+
+    def timing_inputs(self, wildcards: Any) -> list[str]:
+        """The timing files of an experiment."""
+        return strings(inputs.timing_inputs(self.experiments[wildcards.experiment]))
+
+    # Code
+
+    def stage_code(self, module: str, *wanted: tuple[str, str]) -> list[str]:
+        """The files of a stage's module and of the plugins (section, kind) it runs."""
+        stage = PACKAGE / f"{module}.py"
+        return code(stage, *(plugins.source_file(section, kind) for section, kind in wanted))
+
+    def fetch_code(self, wildcards: Any) -> list[str]:
+        """Code of `fetch`: only the dataset's own file (URLs, checksums) can change a download."""
+        return [relative(plugins.source_file("data", self.datasets[wildcards.dataset].kind))]
+
+    def prepare_code(self, wildcards: Any) -> list[str]:
+        """Code of `prepare`."""
+        return self.stage_code("data/prepare", ("data", self.datasets[wildcards.dataset].kind))
+
+    def weights_code(self, wildcards: Any) -> list[str]:
+        """Code of `weights`: the list of URLs and checksums."""
+        return [relative(PACKAGE / "data/weights.py")]
+
+    def gather_code(self, wildcards: Any) -> list[str]:
+        """Code of `gather`."""
+        return self.stage_code("methods/explain")
+
+    def classifier_code(self, wildcards: Any) -> list[str]:
+        """Code of `classifier`."""
+        e = self.experiments[wildcards.experiment]
+        return self.stage_code("classifiers/train", ("classifiers", e.classifier.kind))
+
+    def oracle_code(self, wildcards: Any) -> list[str]:
+        """Code of `oracle`."""
+        e = self.experiments[wildcards.experiment]
+        kind = e.oracles[wildcards.oracle].kind
+        return self.stage_code(
+            "oracles/train", ("oracles", kind), ("classifiers", e.classifier.kind)
+        )
+
+    def generator_code(self, wildcards: Any) -> list[str]:
+        """Code of `generator`."""
+        e = self.experiments[wildcards.experiment]
+        needed = e.required_generators((wildcards.generator,))
+        kinds = [("generators", e.generators[name].kind) for name in needed]
+        return self.stage_code("generators/train", *kinds, ("classifiers", e.classifier.kind))
+
+    def method_code(self, module: str, wildcards: Any) -> list[str]:
+        """Code of `fit` and `explain`: the method's own file, and what it runs on."""
+        e = self.experiments[wildcards.experiment]
+        options = e.methods[wildcards.method]
+        kinds = [("generators", e.generators[name].kind) for name in options.generators()]
+        return self.stage_code(
+            module, ("methods", options.kind), *kinds, ("classifiers", e.classifier.kind)
+        )
+
+    def fit_code(self, wildcards: Any) -> list[str]:
+        """Code of `fit`."""
+        return self.method_code("methods/fit", wildcards)
+
+    def explain_code(self, wildcards: Any) -> list[str]:
+        """Code of `explain`."""
+        return self.method_code("methods/explain", wildcards)
+
+    def original_data_code(self, wildcards: Any) -> list[str]:
+        """Code of `original-data`."""
+        e = self.experiments[wildcards.experiment]
+        return self.stage_code("methods/explain", ("classifiers", e.classifier.kind))
+
+    def metrics_code(self, wildcards: Any) -> list[str]:
+        """Code of `metrics`."""
+        e = self.experiments[wildcards.experiment]
+        kinds = [("metrics", metric.kind) for metric in e.metrics]
+        kinds += [("oracles", oracle.kind) for oracle in e.oracles.values()]
+        return self.stage_code("metrics/compute", *kinds, ("classifiers", e.classifier.kind))
+
+    def report_code(self, module: str) -> list[str]:
+        """Code of `table`, `figure`, `cost` and `report`, templates and control modules too."""
+        folder = PACKAGE / "reports"
+        templates = [path for path in folder.iterdir() if path.suffix in (".j2", ".css", ".js")]
+        control = [PACKAGE / f"{name}.py" for name in CONTROL]
+        found = {*closure(frozenset([folder / f"{module}.py"])), *control}
+        if module in ("html", "tables"):
+            found |= {*templates}
+        return [relative(path) for path in sorted(found)]
+
+    # Parameters
+
+    def settings(self, section: str, wildcards: Any) -> str:
+        """The part of the configuration that shapes a job's result, as canonical JSON."""
+        e = self.experiments[wildcards.experiment]
+        key = {"generators": "generator", "oracles": "oracle", "methods": "method"}.get(section)
+        name = getattr(wildcards, key) if key else None
+        if name == ORIGINAL_DATA:
+            return canonical(e.settings("evaluation"))
+        return canonical(e.settings(section, *([name] if name else [])))
+
+    def classifier_settings(self, wildcards: Any) -> str:
+        """Parameters of `classifier`."""
+        return self.settings("classifier", wildcards)
+
+    def oracle_settings(self, wildcards: Any) -> str:
+        """Parameters of `oracle`, which may be trained like the classifier and on its pairs."""
+        e = self.experiments[wildcards.experiment]
+        both = [self.settings("oracles", wildcards), self.settings("classifier", wildcards)]
+        return canonical([*both, e.pairs])
+
+    def generator_settings(self, wildcards: Any) -> str:
+        """Parameters of `generator`."""
+        return self.settings("generators", wildcards)
+
+    def method_settings(self, wildcards: Any) -> str:
+        """Parameters of `fit`: the method's options, whichever pairs it is run on."""
+        e = self.experiments[wildcards.experiment]
+        content = e.settings("methods", wildcards.method)
+        content["methods"][wildcards.method].pop("pairs")
+        return canonical(content)
+
+    def explain_settings(self, wildcards: Any) -> str:
+        """Parameters of `explain`."""
+        method = self.method_settings(wildcards)
+        return canonical([method, self.settings("evaluation", wildcards)])
+
+    def original_data_settings(self, wildcards: Any) -> str:
+        """Parameters of `original-data`."""
+        return self.settings("evaluation", wildcards)
+
+    def metrics_settings(self, wildcards: Any) -> str:
+        """Parameters of `metrics`."""
+        return self.settings("metrics", wildcards)
+
+    def table_settings(self, wildcards: Any) -> str:
+        """Parameters of `table`: its own file, and its experiments' metrics."""
+        table = self.tables[wildcards.table]
+        metrics = [self.experiments[name].settings("metrics") for name in table.experiments]
+        return canonical([table.model_dump(mode="json"), metrics, self.project.scale])
+
+    def figure_settings(self, wildcards: Any) -> str:
+        """Parameters of `figure`."""
+        return canonical(self.figures[wildcards.figure].model_dump(mode="json"))
+
+    def report_settings(self, wildcards: Any) -> str:
+        """Parameters of `report`: the whole experiment."""
+        return canonical(self.experiments[wildcards.experiment].model_dump(mode="json"))
+
+
+def strings(paths: Iterable[Path]) -> list[str]:
+    """Paths as Snakemake wants them."""
+    return [str(path) for path in paths]
+
+
+def canonical(content: object) -> str:
+    """JSON with sorted keys."""
+    return json.dumps(content, sort_keys=True)
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A regular expression for the names; one that matches nothing if there are none."""
+    return "|".join(sorted(set(names))) or r"(?!)"

@@ -1,0 +1,273 @@
+"""The stage, and one battery that every metric of the package passes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from counterlens import layout, plugins
+from counterlens.config import MetricOptions
+from counterlens.errors import UserError
+from counterlens.metrics import compute
+from counterlens.metrics.base import CounterfactualSet, Metric, MetricContext, quantise
+from counterlens.runtime import files
+
+CONFIGURED: dict[str, dict[str, object]] = {
+    "validity": {},
+    "proximity": {},
+    "cout": {"steps": 7},
+    "im": {},
+    "fid": {"extractor": "pixels"},
+    "kid": {"extractor": "pixels", "subset_size": 6, "subsets": 5},
+}
+
+
+def options_of(kind: str) -> MetricOptions:
+    model = plugins.options_class("metrics", kind)
+    options = model.model_validate({"kind": kind, **CONFIGURED[kind]})
+    assert isinstance(options, MetricOptions)
+    return options
+
+
+class Halves:
+    def reconstruct(self, images: Tensor, label: int | None) -> Tensor:
+        return (2 * images - 1) * (0.5 if label is None else 0.2 + 0.5 * label)
+
+
+@pytest.fixture
+def context(bright, pixel_extractor, random_set) -> MetricContext:
+    train = quantise(random_set(40, seed=9).counterfactual)
+    return MetricContext(
+        bright,
+        {"autoencoders": Halves(), "pixels": pixel_extractor()},
+        reference=lambda label: train,
+    )
+
+
+def test_every_metric_of_the_package_is_in_the_battery() -> None:
+    assert plugins.known("metrics") == sorted(CONFIGURED)
+
+
+@pytest.mark.parametrize("kind", CONFIGURED)
+@pytest.mark.parametrize("shape", [(1, 6, 6), (3, 4, 8)])
+def test_battery(
+    kind: str, shape: tuple[int, int, int], bright, pixel_extractor, random_set
+) -> None:
+    """Declared columns, shape, dtype, determinism, inputs left alone, batch size."""
+    cf = random_set(12, shape)
+    before = cf.counterfactual.clone(), cf.query.clone()
+    train = quantise(random_set(40, shape, seed=9).counterfactual)
+    options = options_of(kind)
+    results = []
+    for batch_size in (2048, 2048, 5):
+        context = MetricContext(
+            bright,
+            {"autoencoders": Halves(), "pixels": pixel_extractor()},
+            reference=lambda label: train,
+            batch_size=batch_size,
+        )
+        metric = plugins.create("metrics", options, Metric, context)
+        results.append((metric.per_image(cf), metric.per_set(cf)))
+    images, sets = results[0]
+    declared = {column.name: column for column in options.columns()}
+    assert set(sets) == {name for name, column in declared.items() if column.per == "set"}
+    scalars = {name for name, values in images.items() if values.ndim == 1}
+    assert scalars == {name for name, column in declared.items() if column.per == "image"}
+    for values in images.values():
+        assert isinstance(values, np.ndarray) and values.dtype == np.float64
+        assert len(values) == 12 and np.isfinite(values).all()
+    for again, exactly in ((results[1], True), (results[2], False)):
+        for name, values in images.items():
+            if exactly:
+                np.testing.assert_array_equal(again[0][name], values)
+            np.testing.assert_allclose(again[0][name], values, atol=1e-6)
+        assert again[1] == pytest.approx(sets, abs=1e-9)
+    assert torch.equal(cf.counterfactual, before[0]) and torch.equal(cf.query, before[1])
+
+
+@pytest.mark.parametrize("kind", [k for k in CONFIGURED if k not in ("fid", "kid")])
+def test_each_image_is_judged_by_itself(kind: str, context, random_set, make_set) -> None:
+    cf = random_set(5)
+    metric = plugins.create("metrics", options_of(kind), Metric, context)
+    whole = metric.per_image(cf)
+    for row in (0, 4):
+        one = make_set(cf.counterfactual[row : row + 1], cf.query[row : row + 1])
+        for name, values in metric.per_image(one).items():
+            np.testing.assert_allclose(values[0], whole[name][row], atol=1e-6)
+
+
+def test_evaluate_gives_means_values_curves_and_image_numbers(context, random_set) -> None:
+    cf = random_set(12)
+    cf.table["image"] = np.arange(100, 112)
+    summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
+    assert list(table["image"]) == list(range(100, 112))
+    assert summary["images"] == 12 and summary["not_available"] == {}
+    for name, mean in summary["per_image"].items():
+        assert mean == pytest.approx(table[name].mean())
+    assert set(summary["per_set"]) == {"fid_oracle", "kid_oracle"}
+    assert {len(curve) for curve in table["curve_target"]} == {9}
+    assert {"curve_source", "curve_target"}.isdisjoint(summary["per_image"])
+
+
+def test_paired_metrics_of_an_unpaired_set_say_why_they_are_missing(
+    context, random_set, make_set
+) -> None:
+    cf = make_set(random_set(12).counterfactual)
+    summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
+    missing = {"proximity", "proximity_pm1", "cout", "aupc_source", "aupc_target"}
+    assert set(summary["not_available"]) == missing
+    assert missing.isdisjoint(table) and missing.isdisjoint(summary["per_image"])
+    assert {"validity", "im1", "im2"} <= set(summary["per_image"])
+
+
+def test_an_empty_set_has_no_number(context, random_set) -> None:
+    metrics = [options_of(kind) for kind in CONFIGURED]
+    summary, table = compute.evaluate(random_set(0), metrics, context)
+    assert summary["images"] == 0 and len(table) == 0
+    assert summary["per_image"] == {} and summary["per_set"] == {}
+    declared = {column.name for metric in metrics for column in metric.columns()}
+    assert set(summary["not_available"]) == declared
+
+
+def test_missing_weights_leave_the_other_metrics_alone(
+    context, pixel_extractor, random_set
+) -> None:
+    missing = pixel_extractor(standard=True, unavailable="inception-v3-fid: offline")
+    context.oracles = {**context.oracles, "inception": missing}
+    standard = plugins.options_class("metrics", "fid").model_validate({"kind": "fid"})
+    assert isinstance(standard, MetricOptions)
+    summary, _ = compute.evaluate(random_set(12), [standard, options_of("fid")], context)
+    assert summary["not_available"] == {"fid": "inception-v3-fid: offline"}
+    assert set(summary["per_set"]) == {"fid_oracle"}
+
+
+OWN_METRIC = """
+from counterlens.config import Column, MetricOptions
+from counterlens.metrics.base import Metric
+import numpy as np
+
+class Options(MetricOptions):
+    def columns(self):
+        return (Column(name="own", label="Own", direction="up"),)
+
+class Own(Metric):
+    def per_image(self, cf):
+        return {VALUES}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ('{"own": np.ones(len(cf))}', None),
+        ('{"other": np.ones(len(cf))}', "declares"),
+        ('{"own": np.full(len(cf), np.nan)}', "finite"),
+        ('{"own": np.ones(2)}', "for each of 5"),
+    ],
+)
+def test_a_users_own_metric_must_keep_its_word(
+    tmp_path: Path, context, random_set, values: str, message: str | None
+) -> None:
+    path = tmp_path / f"own_{abs(hash(values))}.py"
+    path.write_text(OWN_METRIC.replace("VALUES", values[1:-1]))
+    model = plugins.options_class("metrics", str(path))
+    options = model.model_validate({"kind": str(path)})
+    assert isinstance(options, MetricOptions)
+    if message is None:
+        assert compute.evaluate(random_set(5), [options], context)[0]["per_image"] == {"own": 1.0}
+    else:
+        with pytest.raises(ValueError, match=message):
+            compute.evaluate(random_set(5), [options], context)
+
+
+def write_set(cf: CounterfactualSet) -> None:
+    path = layout.counterfactuals(cf.experiment, cf.method, cf.source, cf.target)
+    about = {
+        "experiment": cf.experiment,
+        "method": cf.method,
+        "source": cf.source,
+        "target": cf.target,
+    }
+    tensors = {"counterfactual": cf.counterfactual.numpy()}
+    if cf.query is not None:
+        tensors["query"] = cf.query.numpy()
+    files.save_tensors(Path(f"{path}.safetensors"), tensors, {"counterlens": json.dumps(about)})
+    files.write_parquet(Path(f"{path}.parquet"), cf.table)
+
+
+def test_the_stage_writes_both_files_the_same_each_time(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bright,
+    pixel_extractor,
+    random_set: Callable[..., CounterfactualSet],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cf = random_set(12)
+    write_set(cf)
+    train = quantise(random_set(40, seed=9).counterfactual).numpy()
+    files.save_tensors(
+        layout.prepared("toy", "train"),
+        {"images": train, "labels": np.repeat(np.array([0, 1]), 20)},
+    )
+    experiment = SimpleNamespace(
+        name="tiny",
+        dataset=SimpleNamespace(name="toy"),
+        metrics=[options_of(kind) for kind in CONFIGURED],
+    )
+    loaded: list[str] = []
+    oracles = {"autoencoders": Halves(), "pixels": pixel_extractor()}
+
+    def load_oracle(experiment: object, name: str, device: torch.device) -> object:
+        loaded.append(name)
+        return oracles[name]
+
+    monkeypatch.setattr(compute.classifiers, "load", lambda experiment, device: bright)
+    monkeypatch.setattr(compute.oracles, "load", load_oracle)
+    output = layout.metrics("tiny", "hand", 0, 1)
+    written = []
+    for _ in range(2):
+        compute.compute(experiment, "hand", 0, 1, torch.device("cpu"))  # type: ignore[arg-type]
+        written.append([Path(f"{output}{suffix}").read_bytes() for suffix in (".json", ".parquet")])
+    assert written[0] == written[1]
+    assert loaded[:2] == ["autoencoders", "pixels"]
+    summary = files.read_json(Path(f"{output}.json"))
+    assert (summary["experiment"], summary["method"]) == ("tiny", "hand")
+    assert (summary["source"], summary["target"], summary["images"]) == (0, 1, 12)
+    table = pd.read_parquet(f"{output}.parquet")
+    assert summary["per_image"]["cout"] == pytest.approx(table["cout"].mean())
+    assert len(table["curve_source"][0]) == 9
+    # only class 1 is the reference of 0_to_1, and the second job finds its features kept
+    assert sorted(len(call) for call in oracles["pixels"].calls) == [12, 12, 20]
+
+
+def test_the_stage_without_its_input_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = SimpleNamespace(name="tiny", metrics=[])
+    with pytest.raises(UserError, match="0_to_1"):
+        compute.compute(experiment, "hand", 0, 1, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_options_of_every_metric_are_known_without_torch() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from counterlens import plugins\n"
+        "for kind in plugins.known('metrics'):\n"
+        "    plugins.options_class('metrics', kind).model_validate({'kind': kind}).columns()\n"
+        "for kind in plugins.known('oracles'):\n"
+        "    plugins.options_class('oracles', kind).model_validate({'kind': kind})\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from counterlens import layout, plugins
+from counterlens.config import Experiment, MethodOptions
+from counterlens.data.base import ImageSet, load_split
+from counterlens.runtime import files
+
+
+@pytest.fixture
+def experiment() -> Callable[..., Experiment]:
+    """An experiment on the digits' shape with the oracles that a test asks for."""
+
+    def make(
+        oracles: dict[str, dict], pairs: tuple = ((0, 1),), classifier: dict | None = None
+    ) -> Experiment:
+        def options(section: str, value: dict) -> object:
+            return plugins.options_class(section, value["kind"]).model_validate(value)
+
+        return Experiment.model_validate(
+            {
+                "name": "tiny",
+                "scale": "small",
+                "seed": 85,
+                "pairs": pairs,
+                "dataset": options("data", {"kind": "digits"}),
+                "classifier": options(
+                    "classifiers", {"kind": "lenet", "epochs": 2, **(classifier or {})}
+                ),
+                "oracles": {name: options("oracles", value) for name, value in oracles.items()},
+                "methods": {"none": MethodOptions(kind="none")},
+                "evaluation": {"images": 10},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, ImageSet]:
+    """Left, right and empty squares as classes 0, 1 and 2, prepared in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    sets = {}
+    for split, count in (("train", 90), ("test", 30)):
+        labels = np.arange(count) % 3
+        images = rng.integers(0, 40, (count, 1, 28, 28))
+        images[labels == 0, :, 6:22, 4:14] += 200
+        images[labels == 1, :, 6:22, 14:24] += 200
+        path = layout.prepared("digits", split)
+        files.save_tensors(path, {"images": images.astype(np.uint8), "labels": labels})
+        sets[split] = load_split(path)
+    return sets

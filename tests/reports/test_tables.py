@@ -1,0 +1,266 @@
+"""Tables against hand numbers, and every way a cell can be empty."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from counterlens import layout
+from counterlens.config import Column, Row, Table, load_table, table_names
+from counterlens.errors import UserError
+from counterlens.reports import aggregate, inputs, tables, timing
+from counterlens.reports.aggregate import Cell
+
+Make = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
+ALL = ((3, 8), (8, 3), (4, 9), (9, 4), (5, 6), (6, 5))
+
+
+def table(**changes: object) -> Table:
+    content: dict[str, object] = {
+        "name": "toy-table",
+        "title": "Toy & <b>table</b>",
+        "paper": "A paper, Table 1",
+        "rows": [
+            Row(method="c3lt", label="C3LT_1"),
+            Row(method="cem", label="CEM|x"),
+            Row(method="pgd", label="PGD 100%"),
+            Row(method="original-data", label="Original"),
+        ],
+        "columns": ["validity", "im2", "fid", "kid_oracle", "unknown"],
+        "experiments": ["toy"],
+        "paper_values": {
+            "toy": {
+                "c3lt": {"validity": 0.5, "im2": 0.1},
+                "cem": {"validity": 0.469},
+                "pgd": {"validity": 2.0},
+            }
+        },
+        "notes": ["A note with 5 % & #1."],
+    }
+    return Table.model_validate({**content, **changes})
+
+
+def test_per_image_columns_weigh_images_equally(make: Make) -> None:
+    made = make()
+    built = tables.build(table(), {"toy": made.experiment})
+    values = np.concatenate([made.values["c3lt", d, "im2"] for d in ALL])
+    cell = built.entry("toy", "c3lt", "im2").cell
+    assert cell.value == pytest.approx(10 * values.mean())
+    assert cell.images == 6 * 14
+    assert cell.low is not None and cell.high is not None and cell.value is not None
+    # the normal approximation of the same interval
+    half = 10 * 1.96 * values.std() / np.sqrt(len(values))
+    assert cell.low == pytest.approx(cell.value - half, abs=half / 4)
+    assert cell.high == pytest.approx(cell.value + half, abs=half / 4)
+
+
+def test_unequal_directions_weigh_by_images_and_sets_by_direction(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    few = layout.metrics("toy", "pgd", 9, 4)
+    frame = pd.read_parquet(few.with_suffix(".parquet")).head(2).assign(im2=[1.0, 3.0])
+    frame.to_parquet(few.with_suffix(".parquet"), index=False)
+    many = layout.metrics("toy", "pgd", 4, 9)
+    frame = pd.read_parquet(many.with_suffix(".parquet")).assign(im2=0.0)
+    frame.to_parquet(many.with_suffix(".parquet"), index=False)
+    for stem, kid in ((few, 0.02), (many, 0.04)):
+        summary = json.loads(stem.with_suffix(".json").read_text())
+        summary["per_set"]["kid_oracle"] = kid
+        stem.with_suffix(".json").write_text(json.dumps(summary))
+    built = tables.build(table(), {"toy": made.experiment})
+    assert built.entry("toy", "pgd", "im2").cell.value == pytest.approx(10 * 4 / 16)
+    assert built.entry("toy", "pgd", "kid_oracle").cell.value == pytest.approx(30.0)
+    assert built.entry("toy", "pgd", "kid_oracle").cell.low is None
+
+
+def test_rows_share_directions(make: Make) -> None:
+    made = make()
+    rows = [Row(method="c3lt-cls", label="cls"), Row(method="c3lt", label="C3LT")]
+    built = tables.build(table(rows=rows), {"toy": made.experiment})
+    values = np.concatenate([made.values["c3lt", d, "validity"] for d in ((5, 6), (6, 5))])
+    assert built.entry("toy", "c3lt", "validity").cell.value == pytest.approx(values.mean())
+    assert any("28 images per method; directions 5→6, 6→5" in line for line in built.footer)
+
+
+def test_no_direction_in_common_is_an_error(make: Make) -> None:
+    made = make()
+    methods = dict(made.experiment.methods)
+    methods["pgd"] = methods["pgd"].model_copy(update={"pairs": ((3, 8),)})
+    experiment = made.experiment.model_copy(update={"methods": methods})
+    rows = [Row(method="pgd", label="a"), Row(method="c3lt-cls", label="b")]
+    with pytest.raises(UserError, match="no direction in common"):
+        tables.build(table(rows=rows), {"toy": experiment})
+
+
+def test_empty_cells_say_why(make: Make) -> None:
+    built = tables.build(table(), {"toy": make().experiment})
+    status = {(e.method, e.column.name): e.cell.status for e in built.entries}
+    assert status["cem", "validity"] == "not run"
+    assert status["c3lt", "fid"] == "not available"
+    assert status["original-data", "validity"] == "not defined"
+    assert status["original-data", "im2"] == "ok"
+    assert status["pgd", "unknown"] == "not available"
+    footer = "\n".join(built.footer)
+    assert "Not available: FID: weight inception: <no source> answered." in footer
+    assert "unknown: experiment toy does not compute it" in footer
+    assert "Quality gate failed in toy: generators/dcgan/all-classes, confident_samples" in footer
+    assert "class_kept" not in footer
+    assert "toy: KID: subset size <13> (18 of 18 sets)." in footer
+    assert "scale small" in footer and "seed 85" in footer
+
+
+def test_a_missing_column_of_a_computed_metric_is_an_error(make: Make) -> None:
+    made = make()
+    path = layout.metrics("toy", "pgd", 3, 8).with_suffix(".parquet")
+    pd.read_parquet(path).drop(columns="im2").to_parquet(path, index=False)
+    with pytest.raises(UserError, match="lacks the column 'im2'"):
+        tables.build(table(), {"toy": made.experiment})
+
+
+@pytest.mark.parametrize(
+    ("direction", "ours", "paper", "versus"),
+    [
+        ("up", 0.6, 0.5, "better"),
+        ("up", 0.4, 0.5, "worse"),
+        ("down", 0.6, 0.5, "worse"),
+        ("down", 0.4, 0.5, "better"),
+        ("down", 0.5004, 0.5, "equal"),
+        ("none", 0.6, 0.5, None),
+    ],
+)
+def test_versus_knows_the_direction(
+    direction: str, ours: float, paper: float, versus: str | None
+) -> None:
+    column = Column.model_validate({"name": "a", "label": "A", "direction": direction})
+    entry = tables.Entry("toy", "m", "M", column, Cell("ok", ours), paper, False)
+    assert entry.versus == versus
+    assert entry.difference == pytest.approx(ours - paper)
+
+
+def test_best_skips_real_images_and_keeps_ties() -> None:
+    column = Column(name="a", label="A", direction="down")
+    cells = {
+        "original-data": Cell("ok", 0.1),
+        "c3lt": Cell("ok", 0.2001),
+        "pgd": Cell("ok", 0.2),
+        "cem": Cell("not run"),
+        "cve": Cell("ok", 0.3),
+    }
+    assert aggregate.best(cells, column) == {"c3lt", "pgd"}
+    assert aggregate.best({"c3lt": Cell("ok", 1.0)}, column) == frozenset()
+
+
+def test_numbers_are_printed_with_a_true_minus_and_no_negative_zero() -> None:
+    assert aggregate.number(-0.25, 2) == "\N{MINUS SIGN}0.25"
+    assert aggregate.number(-0.0001, 2) == "0.00"
+    assert aggregate.number(0.01, 2, sign=True) == "+0.01"
+    assert aggregate.number(-0.001, 2, sign=True) == "0.00"
+
+
+def test_five_files(make: Make, tmp_path: Path) -> None:
+    made = make()
+    built = tables.build(table(), {"toy": made.experiment})
+    tables.write(built, ["Commit abc."], tmp_path / "out")
+    stem = tmp_path / "out/toy-table"
+
+    frame = pd.read_csv(stem.with_suffix(".csv"))
+    assert tuple(frame.columns) == tables.CSV_COLUMNS
+    row = frame[(frame.method == "c3lt") & (frame.column == "im2")].iloc[0]
+    assert row.value == built.entry("toy", "c3lt", "im2").cell.value  # full precision
+    assert row.difference == pytest.approx(row.value - 0.1)
+    assert frame[(frame.method == "cem") & (frame.column == "validity")].paper.item() == 0.469
+
+    tree = json.loads(stem.with_suffix(".json").read_text())
+    assert tree["toy"]["c3lt"]["im2"] == row.value
+    assert "cem" not in tree["toy"] and "fid" not in tree["toy"]["c3lt"]
+
+    markdown = stem.with_suffix(".md").read_text()
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(lines) == 6
+    pipes = {line.replace(r"\|", "").count("|") for line in lines}
+    assert pipes == {7}
+    assert r"CEM\|x" in markdown and "Val ↑" in markdown and "IM2 (a\\|b) ↓" in markdown
+    assert "not run<br>paper 0.469" in markdown
+    assert "Toy &amp; &lt;b&gt;table&lt;/b&gt;" in markdown and "- Commit abc." in markdown
+
+    latex = stem.with_suffix(".tex").read_text()
+    assert r"C3LT\_1" in latex and r"PGD 100\%" in latex and r"Val $\uparrow$" in latex
+    assert r"5 \% \& \#1." in latex and r"\textless{}no source\textgreater{}" in latex
+    assert r"$\blacktriangle$" in latex
+    assert "Commit" not in latex and latex.isascii()
+
+    page = stem.with_suffix(".html").read_text()
+    assert "<b>table</b>" not in page and "Toy &amp; &lt;b&gt;table" in page
+    assert "&lt;no source&gt;" in page and "Commit abc." in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_latex_escaping_covers_every_special_character() -> None:
+    escaped = tables.escape_latex("\\&%$#_{}~^\N{MINUS SIGN}→\N{MULTIPLICATION SIGN}")
+    expected = r"\textbackslash{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}"
+    assert escaped == expected + r"$-$$\to$$\times$"
+
+
+def test_equal_results_give_equal_bytes(make: Make, tmp_path: Path) -> None:
+    made = make()
+    for folder in ("a", "b"):
+        built = tables.build(table(), {"toy": made.experiment})
+        tables.write(built, ["Commit abc."], tmp_path / folder)
+    for suffix in tables.SUFFIXES:
+        first, second = ((tmp_path / f / "toy-table").with_suffix(suffix) for f in ("a", "b"))
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_table_reads_nothing_but_its_declared_inputs(make: Make) -> None:
+    made = make()
+    declared = set(inputs.table_inputs(table(), {"toy": made.experiment}))
+    for path in sorted(Path("results").rglob("*")):
+        if path.is_file() and path not in declared:
+            path.unlink()
+    built = tables.build(table(), {"toy": made.experiment})
+    assert built.entry("toy", "pgd", "validity").cell.status == "ok"
+
+
+def test_provenance_names_device_and_command(make: Make) -> None:
+    made = make()
+    lines = tables.provenance(table(), {"toy": made.experiment})
+    assert "counterfactuals made on A | CPU" in lines[0]
+    assert "snakemake results/tables/toy-table.csv" in lines[1] and "scale=small" in lines[1]
+
+
+def test_published_tables_are_valid_and_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    names = [name for name in table_names() if name.startswith("c3lt-")]
+    assert {"c3lt-table1-digits", "c3lt-table2", "c3lt-table3-fashion-mnist"} <= set(names)
+    for name in names:
+        found = load_table(name)
+        methods = {row.method for row in found.rows}
+        for values in found.paper_values.values():
+            assert set(values) <= methods
+            for columns in values.values():
+                assert set(columns) <= set(found.columns)
+    first = load_table("c3lt-table1").paper_values
+    for methods in first.values():  # COUT is the difference of its two areas, up to rounding
+        for values in methods.values():
+            difference = values["aupc_target"] - values["aupc_source"]
+            assert values["cout"] == pytest.approx(difference, abs=0.0021)
+
+
+def test_cost_weighs_directions_by_images(make: Make) -> None:
+    made = make()
+    path = layout.timing("toy", "pgd", 3, 8)
+    content = {"seconds_per_image": 7.5, "images": 70, "device": "B", "threads": 2}
+    path.write_text(json.dumps(content))
+    summary = timing.collect(made.experiment).set_index("method")
+    assert summary.loc["pgd", "seconds_per_image"] == pytest.approx((70 * 7.5 + 70 * 0.5) / 140)
+    assert summary.loc["pgd", "device"] == "A | CPU; B"
+    text = timing.to_markdown(made.experiment, summary.reset_index())
+    assert "A \\| CPU" in text
+    assert pd.read_csv(io.StringIO(summary.to_csv())).shape[0] == 3
