@@ -1,8 +1,8 @@
 """Counterlens: from data to tables of visual counterfactual explanations.
 
-Targets: `all` (default), `demo`, the name of any experiment, table or figure, and one target per
-stage of an experiment for DVC (`<stage>-<experiment>`). With `--resources`, name the target first:
-`snakemake all --cores 8 --resources gpu=2`.
+Targets: `all` (default), `demo`, the name of any experiment, table or figure, and the groups that
+dvc.yaml records, such as `classifiers_digits` (rules/dvc.smk). With `--resources`, name the target
+first: `snakemake all --cores 8 --resources gpu=2`.
 """
 
 from snakemake.utils import min_version
@@ -21,6 +21,7 @@ include: "rules/generators.smk"
 include: "rules/methods.smk"
 include: "rules/metrics.smk"
 include: "rules/reports.smk"
+include: "rules/dvc.smk"
 
 
 rule all:

@@ -116,6 +116,13 @@ def parser() -> argparse.ArgumentParser:
     with_experiment(stage("cost", cost, "gather an experiment's seconds per image"))
     with_experiment(stage("report", report, "build an experiment's HTML report"))
     stage("check", check, "validate every file under config/")
+
+    found = stage("bench", bench, "measure what a counterfactual costs; no rule runs this")
+    with_device(with_experiment(found)).add_argument("--pair", help="default: the first pair")
+    found.add_argument("--method", action="append", help="may be repeated (default: all)")
+    found.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
+    found.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
+    found.add_argument("--peer", choices=("torchattacks",), help="to compare PGD with")
     return whole
 
 
@@ -263,4 +270,19 @@ def check(arguments: Arguments) -> None:
     print(
         f"{len(workflow.experiments)} experiments, {len(workflow.tables)} tables and "
         f"{len(workflow.figures)} figures are valid"
+    )
+
+
+def bench(arguments: Arguments) -> None:
+    chosen, where = experiment(arguments), device(arguments)
+    from counterlens import bench
+
+    bench.run(
+        chosen,
+        where,
+        pair=arguments.pair,
+        images=arguments.images,
+        repeats=arguments.repeats,
+        methods=arguments.method or (),
+        peer=arguments.peer,
     )

@@ -5,10 +5,10 @@ Nothing here imports torch: the workflow validates every experiment before any j
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -34,7 +34,12 @@ Identifier = Annotated[str, Field(pattern=IDENTIFIER)]
 
 
 def _ratio(value: object) -> object:
-    return float(Fraction(value)) if isinstance(value, str) and "/" in value else value
+    if not (isinstance(value, str) and "/" in value):
+        return value
+    try:
+        return float(Fraction(value))
+    except ZeroDivisionError:
+        raise ValueError("a ratio has no denominator 0") from None
 
 
 Ratio = Annotated[float, BeforeValidator(_ratio)]
@@ -294,13 +299,15 @@ class Project(Model):
 class _UniqueKeyLoader(yaml.SafeLoader):
     """Safe YAML that rejects a key written twice instead of keeping the last one."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    # Checked before any `<<` is resolved: that puts inherited keys beside the mapping's own.
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
                 line = node.start_mark.line + 1
                 raise yaml.YAMLError(f"key '{key}' stands twice in the mapping at line {line}")
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -313,7 +320,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; known: {_known(path.parent)}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: a mapping of keys is expected at the top level")
@@ -348,12 +355,23 @@ def _explain(path: Path, key: str, model: type[BaseModel], error: ValidationErro
     for detail in error.errors():
         place = ".".join([*([key] if key else []), *map(str, detail["loc"])])
         if detail["type"] == "extra_forbidden":
-            allowed = ", ".join(sorted(model.model_fields))
+            allowed = ", ".join(sorted(_part(model, detail["loc"][:-1]).model_fields))
             yield f"{path}: {place}: unknown key; allowed: {allowed}"
         elif detail["type"] == "missing":
             yield f"{path}: {place}: key is missing"
         else:
             yield f"{path}: {place}: {detail['msg']} (found {detail['input']!r})"
+
+
+def _part(model: type[BaseModel], place: Iterable[str | int]) -> type[BaseModel]:
+    """The model of a key inside a model, e.g. that of `rows.1` in a table."""
+    for key in place:
+        if key in model.model_fields:
+            annotation = model.model_fields[str(key)].annotation
+            for found in (annotation, *get_args(annotation)):
+                if isinstance(found, type) and issubclass(found, BaseModel):
+                    model = found
+    return model
 
 
 def load_project(overrides: Mapping[str, Any] | None = None) -> Project:
@@ -384,7 +402,9 @@ def load_experiment(name: str, scale: Scale) -> Experiment:
 
     path = CONFIG_DIR / "experiments" / f"{name}.yaml"
     content = _experiment_file(name)
-    small = content.pop("small", {})
+    small = content.pop("small", None) or {}
+    if not isinstance(small, dict):
+        raise UserError(f"{path}: small: a mapping of keys is expected")
     if scale == "small":
         content = merge(content, small)
     if content.get("name") != name:

@@ -35,6 +35,7 @@ PACKAGE = plugins.PACKAGE
 CONTROL = (
     "__init__",
     "__main__",
+    "bench",
     "cli",
     "config",
     "errors",
@@ -143,12 +144,12 @@ class Workflow:
         files += [f"{layout.TABLES}/{name}.csv" for name in self.project.tables]
         return [*files, *(f"{layout.FIGURES}/{name}.png" for name in self.project.figures)]
 
-    def counterfactuals(self, experiment: str) -> list[str]:
-        """Every counterfactual set of an experiment."""
+    def counterfactuals(self, experiment: str, methods: Iterable[str] | None = None) -> list[str]:
+        """Every counterfactual set of an experiment, or of some of its methods."""
         e = self.experiments[experiment]
         return [
             f"{layout.counterfactuals(experiment, method, *direction)}.safetensors"
-            for method in (*e.methods, ORIGINAL_DATA)
+            for method in ((*e.methods, ORIGINAL_DATA) if methods is None else methods)
             for direction in e.directions(method)
         ]
 
@@ -164,12 +165,12 @@ class Workflow:
             for suffix in ("json", "parquet")
         ]
 
-    def generators(self, experiment: str) -> list[str]:
-        """Every trained generator of an experiment."""
+    def generators(self, experiment: str, names: Iterable[str] | None = None) -> list[str]:
+        """Every trained generator of an experiment, or some of them."""
         e = self.experiments[experiment]
         return [
             str(layout.generator(experiment, name, scope) / "model.safetensors")
-            for name in e.generators
+            for name in (e.generators if names is None else names)
             for scope in e.scopes(name)
         ]
 
@@ -190,8 +191,39 @@ class Workflow:
         return [str(layout.prepared(dataset, split)) for split in ("train", "test")]
 
     def experiment_target(self, name: str) -> list[str]:
-        """All that an experiment is asked for by `all`."""
-        return [str(layout.report(name)), f"{layout.TABLES}/{name}-cost.csv"]
+        """An experiment's report, its costs, and the tables about it alone."""
+        own = [table for table, content in self.tables.items() if content.experiments == (name,)]
+        tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
+        return [str(layout.report(name)), *tables]
+
+    def named_targets(self) -> dict[str, list[str]]:
+        """Files by target name: every table, figure and experiment, and the groups of `dvc.yaml`.
+
+        A group is one stage of the pipeline for one dataset, experiment, generator or method:
+        `datasets_digits`, `classifiers_digits`, `generators_digits_dcgan`, `metrics_digits_c3lt`.
+        """
+        found = {name: [f"{layout.TABLES}/{name}.csv"] for name in self.tables}
+        found |= {name: [f"{layout.FIGURES}/{name}.png"] for name in self.figures}
+        weights: set[str] = set()
+        for name, e in self.experiments.items():
+            found[name] = self.experiment_target(name)
+            found[f"datasets_{e.dataset.name}"] = self.prepared(name)
+            found[f"classifiers_{name}"] = [str(layout.classifier(name) / "model.safetensors")]
+            for oracle in e.oracles:
+                if e.oracles[oracle].weights:
+                    weights |= {*self.oracle_files(e, oracle)}
+                else:
+                    found.setdefault(f"oracles_{name}", []).extend(self.oracle_files(e, oracle))
+            for generator in e.generators:
+                found[f"generators_{name}_{generator}"] = self.generators(name, [generator])
+            for method in (*e.methods, ORIGINAL_DATA):
+                found[f"counterfactuals_{name}_{method}"] = self.counterfactuals(name, [method])
+                found[f"metrics_{name}_{method}"] = self.metrics(name, [method])
+            found[f"reports_{name}"] = [
+                str(layout.report(name)),
+                f"{layout.TABLES}/{name}-cost.csv",
+            ]
+        return {**found, "pretrained": sorted(weights)} if weights else found
 
     # Inputs
 

@@ -1,0 +1,188 @@
+"""Training of a classifier and the stage's four files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from counterlens import layout, plugins
+from counterlens.classifiers import base, train
+from counterlens.classifiers.base import Classifier
+from counterlens.config import ClassifierOptions
+from counterlens.data.base import load_split
+from counterlens.errors import UserError
+from counterlens.runtime import files
+from counterlens.runtime.training import Checkpoint, History
+
+CPU = torch.device("cpu")
+SMALL = {
+    "lenet": {"max_shift": 1, "precision": "fp32"},
+    "gap-resnet": {"widths": (4, 8), "lr": 0.02, "max_shift": 1, "precision": "fp32"},
+}
+
+
+def fitted(
+    kind: str, data, epochs: int, checkpoint: Checkpoint | None = None, **other
+) -> tuple[Classifier, History]:
+    content = {"kind": kind, "epochs": epochs, "batch_size": 16, **SMALL.get(kind, {}), **other}
+    options = plugins.options_class("classifiers", kind).model_validate(content)
+    assert isinstance(options, ClassifierOptions)
+    torch.manual_seed(0)
+    model = plugins.create("classifiers", options, Classifier, shape=(1, 28, 28), classes=3)
+    return model, train.fit(model, data, options, 7, CPU, checkpoint)
+
+
+def state(model: Classifier) -> dict[str, bytes]:
+    return {k: v.contiguous().numpy().tobytes() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", plugins.known("classifiers"))
+def test_separable_images_are_learnt(kind: str, shapes) -> None:
+    model, history = fitted(kind, shapes(160), 4)
+    assert not model.training
+    assert [set(row) for row in history] == [{"epoch", "loss", "accuracy"}] * 4
+    assert history[-1]["loss"] < history[0]["loss"]
+    test = shapes(60, seed=1)
+    accuracy = (model.probabilities(test.images).argmax(1) == test.labels).float().mean()
+    assert accuracy > 0.95
+
+
+@pytest.mark.parametrize("kind", plugins.known("classifiers"))
+def test_a_killed_training_ends_with_the_same_bytes(
+    kind: str, shapes, kill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = shapes(96)
+    whole, history = fitted(kind, data, 3)
+    killed = kill(train, 3)
+    with pytest.raises(killed):
+        fitted(kind, data, 3, Checkpoint(kind, [], seconds=0))
+    kept = Checkpoint(kind, [], seconds=0)
+    saved = kept.load()
+    assert saved is not None and len(saved["history"]) == 2
+    resumed, again = fitted(kind, data, 3, kept)
+    assert again == history and state(resumed) == state(whole)
+
+
+def test_options_reach_the_training(shapes) -> None:
+    data = shapes(64)
+    plain, _ = fitted("lenet", data, 2)
+    for change in (
+        {"lr": 0.002},
+        {"batch_size": 32},
+        {"decay_every": 1},
+        {"weight_decay": 0.5},
+        {"max_shift": 0},
+        {"precision": "bf16"},
+    ):
+        other, _ = fitted("lenet", data, 2, **change)
+        assert state(other) != state(plain), change
+
+
+# Shifts
+
+
+def test_a_shift_is_a_crop_of_the_image_with_its_border_repeated() -> None:
+    most = 2
+    x = torch.rand(40, 2, 5, 6)
+    before = x.clone()
+    moved = train.shift(x, most, torch.Generator().manual_seed(0))
+    assert moved.shape == x.shape and torch.equal(x, before)
+    padded = np.pad(x.numpy(), ((0, 0), (0, 0), (most, most), (most, most)), mode="edge")
+    offsets = set()
+    for image, found in zip(padded, moved.numpy(), strict=True):
+        places = [
+            (top - most, left - most)
+            for top in range(2 * most + 1)
+            for left in range(2 * most + 1)
+            if np.array_equal(image[:, top : top + 5, left : left + 6], found)
+        ]
+        assert len(places) == 1
+        offsets.add(places[0])
+    assert len(offsets) > 12  # of 25; each image has its own
+    for axis in (0, 1):
+        assert {offset[axis] for offset in offsets} == {-2, -1, 0, 1, 2}
+
+
+def test_shifts_repeat_themselves() -> None:
+    x = torch.rand(4, 1, 5, 5)
+
+    def moved(seed: int) -> Tensor:
+        return train.shift(x, 1, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(moved(1), moved(1)) and not torch.equal(moved(1), moved(2))
+    assert torch.equal(train.shift(x, 0, torch.Generator()), x)
+
+
+# The stage
+
+
+@pytest.fixture
+def experiment(make_experiment: Callable, prepared: Callable[..., None]):
+    prepared(120, 30, (0, 4, 9))
+    return make_experiment(classifier={"kind": "lenet", "epochs": 3, "batch_size": 32})
+
+
+def test_the_stage_writes_four_files(experiment, digests) -> None:
+    train.run(experiment, CPU)
+    folder = layout.classifier("tiny")
+    assert {path.name for path in folder.iterdir()} == {
+        "model.safetensors",
+        "card.json",
+        "training.csv",
+        "predictions.parquet",
+    }
+    card = files.read_json(folder / "card.json")
+    assert (card["kind"], card["dataset"], card["scale"]) == ("lenet", "digits", "small")
+    assert (card["epochs"], card["seed"], card["parameters"]) == (3, 85, 317_066)
+    assert card["options"]["batch_size"] == 32 and card["test_images"] == 30
+    assert card["test_accuracy"] > 0.9 and card["test_accuracy_per_class"].keys() == {"0", "4", "9"}
+    training = pd.read_csv(folder / "training.csv")
+    assert list(training["epoch"]) == [1, 2, 3]
+    assert card["training"]["loss"] == training["loss"].iloc[-1]
+
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert list(table.columns) == ["image", "label", "predicted", *(f"p{k}" for k in range(10))]
+    test = load_split(layout.prepared("digits", "test"))
+    assert table["image"].tolist() == list(range(30))
+    assert table["label"].tolist() == test.labels.tolist()
+    model = base.load(experiment, CPU)
+    found = model.probabilities(test.images).numpy()
+    np.testing.assert_allclose(table[[f"p{k}" for k in range(10)]].to_numpy(), found, atol=1e-6)
+    assert table["predicted"].tolist() == found.argmax(1).tolist()
+    assert card["test_accuracy"] == np.mean(table["label"] == table["predicted"])
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    assert len(digests()) == 4
+
+
+def test_a_killed_stage_leaves_nothing_and_ends_with_the_same_bytes(
+    experiment, digests, kill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(experiment, CPU)
+    first = digests()
+    for name in first:
+        Path(name).unlink()
+    monkeypatch.setattr(train, "Checkpoint", lambda *a: Checkpoint(*a, seconds=0))
+    with pytest.raises(kill(train, 2)):
+        train.run(experiment, CPU)
+    assert list(layout.classifier("tiny").iterdir()) == []
+    assert len(list(layout.CHECKPOINTS.iterdir())) == 1
+    train.run(experiment, CPU)
+    assert digests() == first
+
+
+def test_a_classifier_that_is_not_trained_or_does_not_fit(make_experiment, experiment) -> None:
+    with pytest.raises(UserError, match=r"results/tiny/classifier/model\.safetensors: no such"):
+        base.load(experiment, CPU)
+    from counterlens.runtime.training import save_model
+
+    other = make_experiment(classifier={"kind": "gap-resnet", "widths": (4,)})
+    save_model(base.model_file(experiment), base.create(other))
+    with pytest.raises(UserError, match=r"model\.safetensors: does not fit LeNet"):
+        base.load(experiment, CPU)

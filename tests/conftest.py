@@ -1,0 +1,155 @@
+"""The project folder, small networks and a way to kill a training half-way."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from counterlens.config import Experiment
+    from counterlens.data.base import ImageSet
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The repository, as the current folder."""
+    monkeypatch.chdir(ROOT)
+    return ROOT
+
+
+@pytest.fixture
+def copied_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a copy of `config/`, as the current folder."""
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the package may catch it."""
+
+
+@pytest.fixture
+def kill(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType, int], type[BaseException]]:
+    """Make a module's training die inside an epoch (from 1), after its first step."""
+
+    def arm(module: ModuleType, epoch: int) -> type[BaseException]:
+        seeds: list[int] = []
+
+        def batches(count: int, size: int, seed: int) -> Iterator:
+            if seed not in seeds:
+                seeds.append(seed)
+            number = seeds.index(seed) + 1
+            for step, index in enumerate(original(count, size, seed)):
+                if number == epoch and step == 1:
+                    monkeypatch.setattr(module, "batches", original)
+                    raise Killed
+                yield index
+
+        original = module.batches
+        monkeypatch.setattr(module, "batches", batches)
+        return Killed
+
+    return arm
+
+
+@pytest.fixture(scope="session")
+def shapes() -> Callable[..., ImageSet]:
+    """Noisy 28x28 images with a bright square whose place and stripes are the label's."""
+
+    def make(count: int, labels: Sequence[int] = (0, 1, 2), seed: int = 0) -> ImageSet:
+        import torch
+
+        from counterlens.data.base import ImageSet
+
+        random = torch.Generator().manual_seed(seed)
+        y = torch.tensor([labels[number % len(labels)] for number in range(count)])
+        images = torch.randint(0, 50, (count, 1, 28, 28), generator=random)
+        for image, label in zip(images, y.tolist(), strict=True):
+            top, left = 6 * (label // 4) + 2, 6 * (label % 4)
+            rows, columns = ((2, 1), (1, 2), (1, 1))[label % 3]
+            image[:, top : top + 10 : rows, left : left + 10 : columns] += 200
+        return ImageSet(images / 255, y, torch.arange(count))
+
+    return make
+
+
+@pytest.fixture
+def make_experiment() -> Callable[..., Experiment]:
+    """An experiment on the digits' shape, with the sections that a test asks for."""
+
+    def make(**sections: Any) -> Experiment:
+        from counterlens import plugins
+        from counterlens.config import Experiment, MethodOptions
+
+        def options(section: str, value: dict[str, Any]) -> object:
+            return plugins.options_class(section, value["kind"]).model_validate(value)
+
+        content: dict[str, Any] = {
+            "name": "tiny",
+            "scale": "small",
+            "seed": 85,
+            "pairs": [(4, 9)],
+            "evaluation": {"images": 60},
+            "methods": {"none": MethodOptions(kind="none")},
+            "dataset": options("data", {"kind": "digits"}),
+            "classifier": {"kind": "lenet", "epochs": 1},
+            **sections,
+        }
+        content["classifier"] = options("classifiers", content["classifier"])
+        for section in ("generators", "methods"):
+            content[section] = {
+                name: options(section, value) if isinstance(value, dict) else value
+                for name, value in content.get(section, {}).items()
+            }
+        return Experiment.model_validate(content)
+
+    return make
+
+
+@pytest.fixture
+def prepared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: Callable[..., ImageSet]
+) -> Callable[..., None]:
+    """Prepare square images as the digits dataset, in an empty folder that becomes the current."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(train: int, test: int, labels: Sequence[int] = (4, 9)) -> None:
+        from counterlens import layout
+        from counterlens.runtime import files
+
+        for split, count in (("train", train), ("test", test)):
+            data = shapes(count, labels, seed=len(split))
+            tensors = {
+                "images": (data.images * 255).round().byte().numpy(),
+                "labels": data.labels.numpy(),
+            }
+            files.save_tensors(layout.prepared("digits", split), tensors)
+
+    return write
+
+
+@pytest.fixture
+def digests() -> Callable[[], dict[str, str]]:
+    """SHA-256 of every file under `results`, timings aside, and that no checkpoint is left."""
+
+    def read() -> dict[str, str]:
+        from counterlens import layout
+        from counterlens.runtime import files
+
+        kept = layout.CHECKPOINTS
+        assert not (kept.exists() and list(kept.iterdir())), "a checkpoint is left"
+        return {
+            str(path): files.sha256(path)
+            for path in sorted(layout.RESULTS.rglob("*"))
+            if path.is_file() and layout.TIMINGS not in path.parents
+        }
+
+    return read

@@ -1,0 +1,178 @@
+"""The benchmark measures what it says, on networks that are not trained."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from counterlens import bench, layout
+from counterlens.classifiers import base as classifiers
+from counterlens.config import Experiment, load_experiment
+from counterlens.data.prepare import prepare
+from counterlens.errors import UserError
+from counterlens.generators import base as generators
+from counterlens.methods import base as methods
+from counterlens.runtime import files
+from counterlens.runtime.training import save_model
+
+CPU = torch.device("cpu")
+
+EXPERIMENT = """
+name: tiny
+dataset: digits
+seed: 1
+pairs: [[4, 9], [3, 8]]
+classifier: {kind: lenet}
+generators:
+  dcgan: {kind: dcgan, latent_dim: 8, width: 2}
+  encoder: {kind: dcgan-encoder, generator: dcgan, latent_dim: 8, width: 2}
+methods:
+  c3lt: {kind: c3lt, generator: dcgan, encoder: encoder}
+  untrained: {kind: c3lt, generator: dcgan, encoder: encoder}
+  elsewhere: {kind: pgd, epsilon: 0.1, pairs: [[3, 8]]}
+  pgd: {kind: pgd, epsilon: 0.5, step_size: 0.2, steps: 3}
+evaluation: {images: 5}
+"""
+
+
+class StandIn:
+    """What bench uses of torchattacks."""
+
+    def __init__(
+        self, model: nn.Module, eps: float, alpha: float, steps: int, random_start: bool
+    ) -> None:
+        self.model, self.eps, self.alpha, self.steps = model, eps, alpha, steps
+        self.random_start, self.targeted = random_start, False
+
+    def set_mode_targeted_by_label(self, quiet: bool) -> None:
+        self.targeted = True
+
+    def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
+        assert self.targeted and self.random_start and self.steps == 3
+        moved = (images + self.eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+        for _ in range(self.steps):
+            moved.requires_grad_(True)
+            loss = nn.functional.cross_entropy(self.model(moved), labels)
+            (gradient,) = torch.autograd.grad(loss, moved)
+            moved = moved.detach() - self.alpha * gradient.sign()
+            moved = (images + (moved - images).clamp(-self.eps, self.eps)).clamp(0, 1)
+        return moved
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """Everything that `c3lt` and `pgd` need for the pair 4-9."""
+    monkeypatch.chdir(tmp_path)
+    files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
+    prepare("digits", layout.raw("digits"), layout.PREPARED / "digits")
+    found = load_experiment("tiny", "small")
+    torch.manual_seed(0)
+    save_model(classifiers.model_file(found), classifiers.create(found))
+    for name, scope in (("dcgan", "all-classes"), ("encoder", "4-9")):
+        save_model(generators.model_file(found, name, scope), generators.create(found, name))
+    trained = methods.create(found, "c3lt", (4, 9), CPU).trained()
+    save_model(layout.method("tiny", "c3lt", "4-9") / "model.safetensors", trained)
+    return found
+
+
+@pytest.fixture
+def torchattacks(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    module = ModuleType("torchattacks")
+    attack = type("PGD", (StandIn,), {})
+    setattr(module, "PGD", attack)  # noqa: B010
+    setattr(module, "__version__", "0")  # noqa: B010
+    monkeypatch.setitem(sys.modules, "torchattacks", module)
+    return attack
+
+
+def test_every_available_method_is_measured(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench.run(experiment, CPU, images=4, repeats=2)
+    assert json.loads(Path("results/benchmarks/tiny.json").read_text()) == result
+    assert (result["direction"], result["images"], result["repeats"]) == ([4, 9], 4, 2)
+    assert set(result["methods"]) == {"c3lt", "pgd"}
+    for entry in result["methods"].values():
+        assert entry["seconds_per_image"] > 0
+        assert entry["bare"]["seconds_per_image"] > 0
+        assert entry["bare"]["ratio"] > 0
+        assert "peer" not in entry
+    assert result["methods"]["pgd"]["bare"]["passes"].startswith("3 x")
+    assert "untrained/4-9/model.safetensors: no such file" in result["skipped"]["untrained"]
+    assert result["skipped"]["elsewhere"] == "is not run on the pair 4-9"
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in experiment.methods)
+
+
+def test_methods_may_be_chosen(experiment: Experiment) -> None:
+    result = bench.run(experiment, CPU, "4-9", 2, 1, methods=["pgd"])
+    assert set(result["methods"]) == {"pgd"}
+    assert not result["skipped"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"pair": "4_9"}, "--pair 4_9: experiment tiny has 4-9, 3-8"),
+        ({"methods": ["nope"]}, "--method nope: unknown; allowed: c3lt, "),
+        ({"images": 0}, "at least 1"),
+        ({"repeats": 0}, "at least 1"),
+        ({"methods": ["untrained"]}, "nothing to measure: untrained: results/tiny/methods"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    experiment: Experiment, arguments: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        bench.run(experiment, CPU, **arguments)
+    assert "\n" not in str(error.value)
+    assert not Path("results/benchmarks").exists()
+
+
+def test_a_missing_peer_is_told_before_anything_runs(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(UserError, match="--peer torchattacks: is not installed here"):
+        bench.run(experiment, CPU, peer="torchattacks")
+
+
+def test_pgd_is_compared_with_the_peer(
+    experiment: Experiment, torchattacks: type[StandIn], capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench.run(experiment, CPU, images=8, repeats=2, peer="torchattacks")
+    peer = result["methods"]["pgd"]["peer"]
+    assert (peer["name"], peer["version"], peer["agree"]) == ("torchattacks", "0", True)
+    assert peer["validity"] == {"ours": 1, "peer": 1}
+    assert peer["ratio"] > 0
+    assert "peer" not in result["methods"]["c3lt"]
+    assert "torchattacks 0 (validity" in capsys.readouterr().out
+
+
+def test_a_peer_with_another_result_gives_no_ratio(
+    experiment: Experiment,
+    torchattacks: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = iter([1.0, 0.9])
+    monkeypatch.setattr(bench, "_validity", lambda *arguments: next(found))
+    result = bench.run(experiment, CPU, images=8, repeats=1, peer="torchattacks")
+    peer = result["methods"]["pgd"]["peer"]
+    assert not peer["agree"]
+    assert "ratio" not in peer
+    assert "not comparable with torchattacks" in capsys.readouterr().out
+
+
+def test_order_turns_round_and_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    rivals = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    seconds = bench.interleaved(rivals, 3, CPU)
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    assert "".join(order) == "baabbaabbaab"

@@ -1,0 +1,295 @@
+"""The command line: what each stage calls, and how it ends."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterlens import __version__, cli
+from counterlens.config import Experiment
+from counterlens.errors import UserError
+
+RULES = sorted(Path(__file__).parents[1].glob("rules/*.smk"))
+STAGES = re.findall(r'stage\("([\w-]+)"', Path(cli.__file__).read_text(encoding="utf-8"))
+
+
+def test_help_does_not_import_torch() -> None:
+    script = (
+        "import contextlib, io, sys\n"
+        "from counterlens.cli import main\n"
+        f"for words in ([], *([stage] for stage in {STAGES})):\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "        main([*words, '--help'])\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {"fetch", "classifier", "fit", "explain", "original-data", "check"} <= set(STAGES)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for stage in STAGES:
+        assert re.search(rf"^\s+{stage}\s", shown, re.M)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["--version"])
+    assert stopped.value.code == 0 and capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize("words", [[], ["dream"], ["fit"], ["explain", "--experiment", "digits"]])
+def test_a_wrong_command_line_exits_with_2(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2 and "usage: counterlens" in capsys.readouterr().err
+
+
+# check
+
+
+def test_check_of_the_shipped_files(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check"]) == 0
+    assert re.fullmatch(
+        r"\d+ experiments, \d+ tables and \d+ figures are valid\n", capsys.readouterr().out
+    )
+
+
+def test_check_of_a_mistake(copied_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied_project / "config/experiments/digits.yaml"
+    path.write_text(path.read_text().replace("seed: 85", "sede: 85"))
+    assert cli.main(["check"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    lines = shown.err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("counterlens: error: config/experiments/digits.yaml: ")
+    assert "sede: unknown key" in lines[0]
+
+
+def test_a_module_run_ends_with_the_same_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "counterlens", "check"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "counterlens: error: config/config.yaml: no such file; known: none\n"
+
+
+# What the stages call
+
+
+@pytest.fixture
+def called(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[[str, str], dict[str, Any]]:
+    """Replace a stage's function; the dictionary tells what it was called with."""
+    from counterlens.runtime import device, gpu_slots
+
+    monkeypatch.setattr(gpu_slots, "acquire", lambda gpus: order.append(f"gpus {gpus}"))
+    monkeypatch.setattr(device, "setup", lambda threads: order.append(f"threads {threads}"))
+    order: list[str] = []
+
+    def replace(module: str, function: str) -> dict[str, Any]:
+        seen: dict[str, Any] = {"order": order}
+        monkeypatch.setattr(
+            importlib.import_module(f"counterlens.{module}"),
+            function,
+            lambda *arguments, **keywords: seen.update(arguments=arguments, keywords=keywords),
+        )
+        return seen
+
+    return replace
+
+
+OF_AN_EXPERIMENT = [
+    ("classifier", "classifiers.train", "run", [], []),
+    ("oracle --oracle judge", "oracles.train", "run", ["judge"], []),
+    (
+        "generator --generator dcgan --scope 4-9",
+        "generators.train",
+        "run",
+        ["dcgan", "4-9"],
+        [],
+    ),
+    ("fit --method c3lt --pair 4-9", "methods.fit", "run", ["c3lt", (4, 9)], []),
+    (
+        "explain --method pgd --source 9 --target 4 --shard 2 --of 3",
+        "methods.explain",
+        "run",
+        ["pgd", 9, 4],
+        [("number", 2), ("of", 3)],
+    ),
+    (
+        "explain --method pgd --source 9 --target 4",
+        "methods.explain",
+        "run",
+        ["pgd", 9, 4],
+        [("number", 1), ("of", 1)],
+    ),
+    ("original-data --source 9 --target 4", "methods.explain", "original_data", [9, 4], []),
+    (
+        "metrics --method pgd --source 9 --target 4",
+        "metrics.compute",
+        "compute",
+        ["pgd", 9, 4],
+        [],
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "module", "function", "arguments", "keywords"), OF_AN_EXPERIMENT)
+@pytest.mark.parametrize("scale", ["small", "published"])
+def test_a_stage_on_a_device(
+    words: str,
+    module: str,
+    function: str,
+    arguments: list[object],
+    keywords: list[tuple[str, object]],
+    scale: str,
+    called: Callable[[str, str], dict[str, Any]],
+) -> None:
+    seen = called(module, function)
+    rest = ["--experiment", "digits", "--scale", scale, "--gpus", "0", "--threads", "3"]
+    assert cli.main([*words.split(), *rest]) == 0
+    first, *others = seen["arguments"]
+    assert isinstance(first, Experiment) and (first.name, first.scale) == ("digits", scale)
+    # the device (here None) stands last; the GPUs are taken before torch is set up
+    assert others == [*arguments, None]
+    assert seen["keywords"] == dict(keywords)
+    assert seen["order"] == ["gpus 0", "threads 3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "function", "arguments"),
+    [
+        ("table --table t", "reports.tables", "run", ("t", "small")),
+        ("figure --figure f", "reports.figures", "run", ("f", "small")),
+        ("cost --experiment e", "reports.timing", "run", ("e", "small")),
+        ("report --experiment e --scale published", "reports.html", "run", ("e", "published")),
+        (
+            "fetch --dataset mnist --file f.gz --mirror /m",
+            "data.fetch",
+            "fetch_dataset_file",
+            ("mnist", "f.gz", Path("data/raw/mnist/f.gz"), "/m"),
+        ),
+        (
+            "prepare --dataset fashion-mnist",
+            "data.prepare",
+            "prepare",
+            (
+                "fashion-mnist",
+                Path("data/raw/fashion-mnist"),
+                Path("data/prepared/fashion-mnist"),
+            ),
+        ),
+        (
+            "weights --weight w",
+            "data.weights",
+            "fetch_weight",
+            ("w", Path("data/weights/w.json"), None),
+        ),
+    ],
+)
+def test_a_stage_without_device(
+    words: str,
+    module: str,
+    function: str,
+    arguments: tuple[object, ...],
+    called: Callable[[str, str], dict[str, Any]],
+) -> None:
+    seen = called(module, function)
+    assert cli.main(words.split()) == 0
+    assert seen["arguments"] == arguments and seen["order"] == []
+
+
+def test_gather(called: Callable[[str, str], dict[str, Any]]) -> None:
+    seen = called("methods.explain", "gather")
+    words = "gather --experiment digits --method pgd --source 9 --target 4 --of 3"
+    assert cli.main(words.split()) == 0
+    assert seen["arguments"][0].scale == "small"  # what config.yaml says
+    assert seen["arguments"][1:] == ("pgd", 9, 4, 3) and seen["order"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (UserError("data/x: damaged; delete it"), 2, "counterlens: error: data/x: damaged"),
+        (KeyboardInterrupt(), 130, "counterlens: stopped"),
+    ],
+)
+def test_how_a_stage_ends(
+    error: BaseException,
+    code: int,
+    shown: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from counterlens.reports import tables
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tables, "run", fail)
+    assert cli.main(["table", "--table", "t", "--scale", "small"]) == code
+    written = capsys.readouterr().err
+    assert written.startswith(shown) and len(written.splitlines()) == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from counterlens.reports import tables
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tables, "run", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["table", "--table", "t", "--scale", "small"])
+
+
+# The rules
+
+
+def commands() -> list[str]:
+    """The shell line of every rule, with its wildcards filled in."""
+    fillings = {"source": "4", "target": "9", "pair": "4-9", "shard": "1", "of": "2"}
+    fillings |= {"threads": "1", "gpu": "0", "scale": "small", "log": "any.log"}
+    found = []
+    for path in RULES:
+        text = path.read_text(encoding="utf-8")
+        for block in re.findall(r"^    shell:\n((?:        \".*\n)+)", text, re.M):
+            line = "".join(re.findall(r'"([^"]*)"', block))
+            found.append(
+                re.sub(r"\{(?:\w+\.)?(\w+)\}", lambda m: fillings.get(m[1], "any"), line)
+            )
+    return found
+
+
+def test_the_rules_use_the_command_line_as_it_is() -> None:
+    lines = commands()
+    used = set()
+    for line in lines:
+        command, log = line.split(" > ")
+        assert log == "any.log 2>&1"
+        program, stage, *rest = shlex.split(command)
+        parsed = cli.parser().parse_args([stage, *rest])
+        assert program == "counterlens" and callable(parsed.stage)
+        used.add(stage)
+    assert set(STAGES) - used == {"check", "bench"}

@@ -1,0 +1,544 @@
+"""Every mistake in a YAML file is one line that names the file and the key."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from counterlens import config
+from counterlens.config import (
+    Column,
+    load_experiment,
+    load_figure,
+    load_project,
+    load_table,
+    merge,
+    pair_name,
+    parse_pair,
+    table_names,
+)
+from counterlens.errors import UserError
+
+SHIPPED = Path(__file__).parents[1] / "config"
+EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
+FIGURES = sorted(path.stem for path in (SHIPPED / "figures").glob("*.yaml"))
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "dataset": "digits",
+    "seed": 1,
+    "pairs": [[3, 8], [4, 9]],
+    "classifier": {"kind": "lenet", "epochs": 2},
+    "generators": {
+        "dcgan": {"kind": "dcgan", "width": 4},
+        "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", "width": 4},
+        "vae": {"kind": "vae", "width": 4},
+    },
+    "oracles": {"autoencoders": {"kind": "autoencoders"}},
+    "methods": {
+        "c3lt": {"kind": "c3lt", "generator": "dcgan", "encoder": "encoder"},
+        "pgd": {"kind": "pgd", "epsilon": "64/255"},
+    },
+    "metrics": [{"kind": "validity"}, {"kind": "im", "autoencoders": "autoencoders"}],
+    "evaluation": {"images": 10},
+}
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write an experiment file (a mapping or YAML text) in an empty project."""
+    monkeypatch.chdir(tmp_path)
+
+    def save(content: dict[str, Any] | str, name: str = "tiny") -> Path:
+        path = Path("config/experiments") / f"{name}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return save
+
+
+def changed(change: Change) -> dict[str, Any]:
+    content = copy.deepcopy(TINY)
+    change(content)
+    return content
+
+
+def error_of(write: Callable[..., Path], content: dict[str, Any] | str) -> str:
+    """The one line that an experiment file is refused with, after the file's name."""
+    path = write(content)
+    with pytest.raises(UserError) as caught:
+        load_experiment("tiny", "small")
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith(f"{path}: ")
+    return message.removeprefix(f"{path}: ")
+
+
+MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
+    "unknown key": (
+        lambda e: e.update(sede=3),
+        ("sede: unknown key", "allowed: ", "seed"),
+    ),
+    "unknown key of a method": (
+        lambda e: e["methods"]["pgd"].update(step=3),
+        ("methods.pgd.step: unknown key", "allowed: ", "step_size, steps"),
+    ),
+    "unknown key of a list entry": (
+        lambda e: e["metrics"][1].update(step=3),
+        ("metrics.1.step: unknown key", "allowed: ", "autoencoders"),
+    ),
+    "unknown key of a nested mapping": (
+        lambda e: e["evaluation"].update(image=3),
+        ("evaluation.image: unknown key; allowed: batch_size, images, shard_size",),
+    ),
+    "wrong type": (
+        lambda e: e.update(seed="many"),
+        ("seed: ", "valid integer", "'many'"),
+    ),
+    "out of range": (
+        lambda e: e["classifier"].update(epochs=0),
+        ("classifier.epochs: ", "greater than 0", "(found 0)"),
+    ),
+    "not one of the choices": (
+        lambda e: e["classifier"].update(precision="fp16"),
+        ("classifier.precision: ", "'fp32' or 'bf16'", "'fp16'"),
+    ),
+    "missing key": (lambda e: e.pop("seed"), ("seed: key is missing",)),
+    "missing section": (lambda e: e.pop("dataset"), ("dataset: key is missing",)),
+    "missing key of a method": (
+        lambda e: e["methods"]["c3lt"].pop("encoder"),
+        ("methods.c3lt.encoder: key is missing",),
+    ),
+    "no method": (lambda e: e.update(methods={}), ("methods: ", "at least 1")),
+    "no pair": (lambda e: e.update(pairs=[]), ("pairs: ", "at least 1")),
+    "other name than the file's": (lambda e: e.update(name="huge"), ("name: must be 'tiny'",)),
+    "id that is no path": (
+        lambda e: e["methods"].update({"A/b": e["methods"]["pgd"]}),
+        ("methods.A/b", "pattern"),
+    ),
+    "pair of a class with itself": (
+        lambda e: e.update(pairs=[[4, 9], [3, 3]]),
+        ("pairs: [3, 3] is not two different class indices in 0..9",),
+    ),
+    "pair of an absent class": (
+        lambda e: e.update(pairs=[[4, 10]]),
+        ("pairs: [4, 10] is not two different class indices in 0..9",),
+    ),
+    "pair of three": (lambda e: e.update(pairs=[[3, 4, 5]]), ("pairs.0",)),
+    "pair twice": (
+        lambda e: e.update(pairs=[[4, 9], [9, 4]]),
+        ("pairs: a pair stands twice",),
+    ),
+    "method pair that is not the experiment's": (
+        lambda e: e["methods"]["pgd"].update(pairs=[[5, 6]]),
+        ("methods.pgd.pairs: [5, 6] is not one of the experiment's pairs",),
+    ),
+    "unknown generator of a method": (
+        lambda e: e["methods"]["c3lt"].update(encoder="absent"),
+        ("methods.c3lt: needs generator 'absent'", "defined: dcgan, encoder, vae"),
+    ),
+    "unknown generator of a generator": (
+        lambda e: e["generators"]["encoder"].update(generator="absent"),
+        ("generators.encoder: needs generator 'absent'", "defined: dcgan, encoder, vae"),
+    ),
+    "unknown oracle": (
+        lambda e: e["metrics"][1].update(autoencoders="absent"),
+        ("metrics.im: needs oracle 'absent'", "defined: autoencoders"),
+    ),
+    "unknown kind of classifier": (
+        lambda e: e["classifier"].update(kind="resnet"),
+        ("classifier.kind: 'resnet' is unknown; allowed: ", "gap-resnet", "lenet", "path/to"),
+    ),
+    "unknown kind of method": (
+        lambda e: e["methods"].update(mine={"kind": "dream"}),
+        ("methods.mine.kind: 'dream' is unknown; allowed: ", "c3lt", "pgd"),
+    ),
+    "a stage is no kind of method": (
+        lambda e: e["methods"].update(mine={"kind": "explain"}),
+        ("methods.mine.kind: 'explain' is unknown",),
+    ),
+    "unknown dataset": (
+        lambda e: e.update(dataset="cats"),
+        ("dataset.kind: 'cats' is unknown; allowed: ", "digits", "mnist"),
+    ),
+    "plugin file that is not there": (
+        lambda e: e["methods"].update(mine={"kind": "mine/dream.py"}),
+        ("methods.mine.kind: 'mine/dream.py': no such file",),
+    ),
+    "section that is no mapping": (
+        lambda e: e.update(generators=["dcgan"]),
+        ("generators: a mapping of names is expected",),
+    ),
+    "metrics that are no list": (
+        lambda e: e.update(metrics={"kind": "validity"}),
+        ("metrics: a list is expected",),
+    ),
+    "entry without kind": (
+        lambda e: e["methods"].update(mine={"epsilon": 1}),
+        ("methods.mine: a mapping with a 'kind' is expected",),
+    ),
+    "adversarial loss without discriminator": (
+        lambda e: e["methods"]["c3lt"].update(generator="vae", encoder="vae", gamma=0.001),
+        ("methods.c3lt: gamma: 0.001 needs a discriminator, 'vae' has none; use 0",),
+    ),
+    "reserved method": (
+        lambda e: e["methods"].update({"original-data": e["methods"]["pgd"]}),
+        ("methods.original-data: this name is reserved",),
+    ),
+    "column twice": (
+        lambda e: e["metrics"].append({"kind": "validity"}),
+        ("metrics: two metrics give the column 'validity'",),
+    ),
+    "zero denominator": (
+        lambda e: e["methods"]["pgd"].update(epsilon="64/0"),
+        ("methods.pgd.epsilon: ", "'64/0'"),
+    ),
+    "ratio of words": (
+        lambda e: e["methods"]["pgd"].update(epsilon="much/little"),
+        ("methods.pgd.epsilon: ", "'much/little'"),
+    ),
+    "small that is no mapping": (
+        lambda e: e.update(small=[1]),
+        ("small: a mapping",),
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line(mistake: str, write) -> None:
+    change, expected = MISTAKES[mistake]
+    message = error_of(write, changed(change))
+    for part in expected:
+        assert part in message
+
+
+def test_two_mistakes_are_told_together(write) -> None:
+    content = changed(lambda e: e["methods"]["pgd"].update(steps=-1, random_start="perhaps"))
+    message = error_of(write, content)
+    assert "methods.pgd.steps: " in message and "methods.pgd.random_start: " in message
+
+
+def test_the_tiny_experiment_has_no_mistake(write) -> None:
+    write(TINY)
+    e = load_experiment("tiny", "published")
+    assert e.methods["pgd"].model_dump()["epsilon"] == 64 / 255
+    assert e.dataset.kind == "digits" and e.dataset.name == "digits"
+    with pytest.raises(Exception, match="frozen"):
+        e.seed = 3  # type: ignore[misc]
+
+
+def test_gamma_may_be_zero_without_a_discriminator(write) -> None:
+    write(changed(lambda e: e["methods"]["c3lt"].update(generator="vae", encoder="vae", gamma=0)))
+    assert load_experiment("tiny", "small").methods["c3lt"].generators() == ("vae",)
+
+
+GAP_METHOD = """
+from typing import ClassVar
+from counterlens.config import MethodOptions
+
+class Options(MethodOptions):
+    requires_gap: ClassVar[bool] = True
+"""
+
+
+def test_a_method_may_require_global_average_pooling(write, tmp_path: Path) -> None:
+    file = tmp_path / "mirror_like.py"
+    file.write_text(GAP_METHOD)
+    content = changed(lambda e: e["methods"].update(mirror={"kind": str(file)}))
+    message = error_of(write, content)
+    assert message.startswith("methods.mirror: ")
+    assert "'lenet' has none (use gap-resnet)" in message
+    write({**content, "classifier": {"kind": "gap-resnet"}})
+    assert "mirror" in load_experiment("tiny", "small").methods
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("name: tiny\nseed: 1\nseed: 2\n", "not valid YAML: key 'seed' stands twice"),
+        (
+            "name: tiny\nmethods:\n  pgd: {kind: pgd, epsilon: 1, epsilon: 2}\n",
+            "not valid YAML: key 'epsilon' stands twice in the mapping at line 3",
+        ),
+        ("name: [tiny\n", "not valid YAML: "),
+        ("name: !!python/object/apply:os.getcwd []\n", "not valid YAML: "),
+        ("- tiny\n", "a mapping of keys is expected"),
+        ("", "a mapping of keys is expected"),
+    ],
+)
+def test_a_file_that_cannot_be_read(text: str, expected: str, write) -> None:
+    assert expected in error_of(write, text)
+
+
+def test_a_file_that_is_not_utf8(write) -> None:
+    path = write(TINY)
+    path.write_bytes(b"description: caf\xe9\n")
+    with pytest.raises(UserError, match=r"tiny\.yaml: not valid YAML: 'utf-8' codec"):
+        load_experiment("tiny", "small")
+
+
+def test_merge_keys_are_no_duplicates(write) -> None:
+    """`<<` of an anchor that itself merges, used above and below the anchor's own level."""
+    text = yaml.safe_dump({key: value for key, value in TINY.items() if key != "methods"})
+    text += """
+methods:
+  first: &first {kind: pgd, epsilon: 1/255, steps: 1}
+  second: &second {<<: *first, steps: 2}
+  third: {<<: *second, steps: 3}
+classifier: {kind: lenet}
+small:
+  classifier: &deep {kind: lenet, epochs: 1}
+"""
+    text = text.replace("classifier:\n  epochs: 2\n  kind: lenet\n", "")
+    write(text)
+    e = load_experiment("tiny", "small")
+    assert [m.model_dump()["steps"] for m in e.methods.values()] == [1, 2, 3]
+    Path("nested.yaml").write_text(
+        "deep: {one: &one {a: 1}, two: &two {<<: *one, a: 2}}\nflat: {<<: *two, a: 3}\n"
+    )
+    assert config.read_yaml(Path("nested.yaml")) == {
+        "deep": {"one": {"a": 1}, "two": {"a": 2}},
+        "flat": {"a": 3},
+    }
+
+
+def test_a_missing_experiment_names_the_known_ones(write) -> None:
+    write(TINY)
+    with pytest.raises(UserError) as caught:
+        load_experiment("tyni", "small")
+    assert str(caught.value) == "config/experiments/tyni.yaml: no such file; known: tiny"
+
+
+def test_small_overlays_and_null_removes(write) -> None:
+    small = {
+        "classifier": {"epochs": 1},
+        "generators": {"vae": None},
+        "methods": {"pgd": None, "c3lt": {"epochs": 3}},
+        "pairs": [[4, 9]],
+    }
+    write({**TINY, "small": small})
+    published, reduced = (load_experiment("tiny", scale) for scale in ("published", "small"))
+    assert (published.scale, reduced.scale) == ("published", "small")
+    assert (published.classifier.epochs, reduced.classifier.epochs) == (2, 1)
+    assert published.pairs == ((3, 8), (4, 9)) and reduced.pairs == ((4, 9),)
+    assert set(published.methods) == {"c3lt", "pgd"} and set(reduced.methods) == {"c3lt"}
+    assert set(reduced.generators) == {"dcgan", "encoder"}
+    assert reduced.methods["c3lt"].model_dump() == {
+        **published.methods["c3lt"].model_dump(),
+        "epochs": 3,
+    }
+
+
+def test_extends_inherits_and_overrides(write) -> None:
+    write({**TINY, "small": {"classifier": {"epochs": 1}}})
+    write(
+        {
+            "extends": "tiny",
+            "name": "other",
+            "seed": 2,
+            "methods": {"pgd": {"epsilon": "72/255"}, "c3lt": None},
+            "small": {"seed": 3},
+        },
+        "other",
+    )
+    published, small = (load_experiment("other", scale) for scale in ("published", "small"))
+    assert (published.name, published.seed, small.seed) == ("other", 2, 3)
+    assert (published.classifier.epochs, small.classifier.epochs) == (2, 1)
+    assert set(published.methods) == {"pgd"}
+    assert published.methods["pgd"].model_dump()["epsilon"] == 72 / 255
+    assert load_experiment("tiny", "published").seed == 1  # the parent is as it was
+
+
+def test_a_child_must_name_itself(write) -> None:
+    write(TINY)
+    write({"extends": "tiny", "seed": 2}, "other")
+    with pytest.raises(UserError, match=r"other\.yaml: name: must be 'other'"):
+        load_experiment("other", "small")
+
+
+def test_extends_in_a_circle(write) -> None:
+    write({"name": "a", "extends": "b"}, "a")
+    write({"name": "b", "extends": "a"}, "b")
+    with pytest.raises(UserError, match=r"config/experiments/b\.yaml: extends: 'a' extends this"):
+        load_experiment("a", "small")
+    write({"name": "c", "extends": "c"}, "c")
+    with pytest.raises(UserError, match=r"config/experiments/c\.yaml: extends"):
+        load_experiment("c", "small")
+    write({"name": "d", "extends": "absent"}, "d")
+    with pytest.raises(UserError, match=r"config/experiments/absent\.yaml: no such file"):
+        load_experiment("d", "small")
+
+
+def test_merge_leaves_its_arguments_alone() -> None:
+    base = {"a": {"b": 1, "c": 2}, "d": [1], "e": 5}
+    override = {"a": {"b": 3, "c": None}, "d": [2], "e": None, "f": {"g": 1}}
+    before = copy.deepcopy((base, override))
+    assert merge(base, override) == {"a": {"b": 3}, "d": [2], "f": {"g": 1}}
+    assert (base, override) == before
+
+
+# What an experiment answers
+
+
+def test_directions_scopes_and_columns(write) -> None:
+    write(changed(lambda e: e["methods"]["c3lt"].update(pairs=[[4, 9]])))
+    e = load_experiment("tiny", "small")
+    assert e.method_pairs("c3lt") == ((4, 9),)
+    assert e.directions("c3lt") == ((4, 9), (9, 4))
+    assert e.directions("pgd") == ((3, 8), (8, 3), (4, 9), (9, 4)) == e.directions("original-data")
+    assert e.pair_of(9, 4) == (4, 9) == e.pair_of(4, 9)
+    # an encoder is trained for the pairs of the methods that use it
+    assert e.scopes("encoder") == ("4-9",)
+    assert e.scopes("dcgan") == ("all-classes",)
+    assert e.required_generators(("encoder",)) == ("dcgan", "encoder")
+    assert list(e.columns()) == ["validity", "im1", "im2"]
+    assert all(isinstance(column, Column) for column in e.columns().values())
+    assert parse_pair(pair_name((4, 9))) == (4, 9)
+
+
+@pytest.mark.parametrize(
+    ("images", "shard_size", "shards"), [(10, 10, 1), (11, 10, 2), (1, 10, 1), (30, 10, 3)]
+)
+def test_shards(images: int, shard_size: int, shards: int) -> None:
+    evaluation = config.Evaluation(images=images, shard_size=shard_size)
+    assert evaluation.shards == shards
+
+
+# Shipped files
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_shipped_experiment_loads_at_both_scales(name: str, root: Path) -> None:
+    published, small = (load_experiment(name, scale) for scale in ("published", "small"))
+    assert (published.scale, small.scale) == ("published", "small")
+    # the small scale is a reduction of the same experiment
+    assert (small.seed, small.pairs, small.dataset) == (
+        published.seed,
+        published.pairs,
+        published.dataset,
+    )
+    assert set(small.methods) == set(published.methods)
+    for section in ("generators", "methods"):
+        for key, options in getattr(small, section).items():
+            here, there = options.model_dump(), getattr(published, section)[key].model_dump()
+            assert here.get("epochs", 0) <= there.get("epochs", 0)
+            assert here.get("kind") == there.get("kind")
+
+
+def test_the_published_values_of_c3lt(root: Path) -> None:
+    """Khorram and Fuxin, CVPR 2022, with its released code: spec 1.2, 1.3, 4.4."""
+    mnist, fashion = (
+        load_experiment(name, "published") for name in ("c3lt-mnist", "c3lt-fashion-mnist")
+    )
+    assert mnist.pairs == ((3, 8), (4, 9), (5, 6))
+    assert fashion.pairs == ((4, 6), (0, 2), (7, 9))
+    for e, epsilon in ((mnist, 64 / 255), (fashion, 72 / 255)):
+        assert e.seed == 85
+        c3lt = e.methods["c3lt"].model_dump()
+        wanted = {
+            "alpha": 0.1,
+            "beta": 0.1,
+            "gamma": 0.001,
+            "steps": 1,
+            "epochs": 200,
+            "batch_size": 128,
+            "lr": 1e-3,
+            "decay_every": 25,
+            "smoothness_weight": 10.0,
+            "entropy_weight": 1.0,
+            "residual": True,
+            "preserve_norm": True,
+            "train_discriminator": False,
+        }
+        assert {key: c3lt[key] for key in wanted} == wanted
+        assert e.methods["c3lt-n3"].model_dump()["steps"] == 3
+        pgd = e.methods["pgd"].model_dump()
+        assert (pgd["epsilon"], pgd["step_size"], pgd["steps"]) == (epsilon, 1 / 255, 1000)
+        dcgan = e.generators["dcgan"].model_dump()
+        assert (dcgan["latent_dim"], dcgan["width"], dcgan["epochs"]) == (100, 64, 100)
+        assert (dcgan["batch_size"], dcgan["lr"], dcgan["beta1"]) == (64, 2e-4, 0.5)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_shipped_figure_loads(name: str, root: Path) -> None:
+    figure = load_figure(name)
+    e = load_experiment(figure.experiment, "small")
+    for method in figure.methods:
+        assert set(figure.directions) <= set(e.directions(method))
+
+
+def test_every_shipped_table_loads(root: Path) -> None:
+    names = table_names()
+    assert len(names) == len(set(names)) > 5 and "c3lt-table1-digits" in names
+    for name in names:
+        table = load_table(name)
+        assert table.name == name
+        known = set()
+        for experiment in table.experiments:
+            e = load_experiment(experiment, "published")
+            known |= set(e.columns())
+            assert any(row.method in e.methods for row in table.rows)
+        assert set(table.columns) & known
+        methods = {row.method for row in table.rows}
+        for experiment, rows in table.paper_values.items():
+            assert experiment in EXPERIMENTS and set(rows) <= methods
+            assert all(set(values) <= set(table.columns) for values in rows.values())
+
+
+def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
+    whole, part = load_table("c3lt-table1"), load_table("c3lt-table1-digits")
+    assert part.experiments == ("digits",)
+    assert whole.model_copy(update={"name": part.name, "experiments": part.experiments}) == part
+    with pytest.raises(UserError, match=r"no such table; known: c3lt-table1, c3lt-table1-mnist"):
+        load_table("c3lt-table1-cats")
+    with pytest.raises(UserError, match="no such table"):
+        load_table("c3lt-table")
+
+
+def test_mistakes_in_tables_and_figures(copied_project: Path) -> None:
+    table = copied_project / "config/tables/c3lt-table1.yaml"
+    table.write_text(table.read_text().replace("label: CEM", "lable: CEM"))
+    with pytest.raises(UserError) as caught:
+        load_table("c3lt-table1")
+    message = str(caught.value)
+    assert "config/tables/c3lt-table1.yaml: rows.1.lable: unknown key; allowed: label, method" in (
+        message
+    )
+    assert "rows.1.label: key is missing" in message and "\n" not in message
+    figure = copied_project / "config/figures/c3lt-figure5.yaml"
+    figure.write_text(figure.read_text().replace("kind: cout", "kind: pie"))
+    with pytest.raises(UserError, match=r"c3lt-figure5\.yaml: kind: .*'gallery'.*found 'pie'"):
+        load_figure("c3lt-figure5")
+
+
+def test_the_project_file(copied_project: Path) -> None:
+    assert load_project().scale == "small"
+    assert load_project({"scale": "published"}).scale == "published"
+    with pytest.raises(UserError, match=r"config/config\.yaml: scale: .*found 'huge'"):
+        load_project({"scale": "huge"})
+    with pytest.raises(UserError, match=r"config/config\.yaml: cores: unknown key; allowed: .*thr"):
+        load_project({"cores": 2})
+
+
+def test_validation_does_not_import_torch(root: Path) -> None:
+    script = (
+        "import sys\n"
+        "from counterlens.workflow import Workflow\n"
+        "for scale in ('small', 'published'): Workflow({'scale': scale})\n"
+        "heavy = {'torch', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,178 @@
+"""The tiny project from end to end: what comes out, and what makes a job run again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from .conftest import Project
+
+AFTER_PGD = {
+    "digits/counterfactuals/pgd/3_to_8",
+    "digits/counterfactuals/pgd/8_to_3",
+    "digits/metrics/pgd/3_to_8",
+    "digits/metrics/pgd/8_to_3",
+    "digits/report",
+    "figures/digits-gallery",
+    "tables/c3lt-table1",
+    "tables/c3lt-table5",
+    "tables/digits-cost",
+}
+"""The attack's jobs, and the reports that show it."""
+
+
+def test_everything_is_there_and_nothing_else(built: Project) -> None:
+    results = built.path / "results"
+    stems = [
+        f"digits/{stage}/{method}/{direction}"
+        for stage in ("counterfactuals", "metrics")
+        for method in ("c3lt", "pgd", "original-data")
+        for direction in ("3_to_8", "8_to_3")
+    ]
+    suffixes = {
+        "counterfactuals": ("parquet", "png", "safetensors"),
+        "metrics": ("json", "parquet"),
+    }
+    expected = [f"{stem}.{suffix}" for stem in stems for suffix in suffixes[stem.split("/")[1]]]
+    trained = ("model.safetensors", "training.csv")
+    expected += [f"digits/classifier/{name}" for name in (*trained, "card.json")]
+    expected += ["digits/classifier/predictions.parquet"]
+    expected += [f"digits/oracles/autoencoders/{name}" for name in (*trained, "card.json")]
+    for generator in ("dcgan/all-classes", "encoder/3-8"):
+        files = (*trained, "card.json", "samples.png")
+        expected += [f"digits/generators/{generator}/{name}" for name in files]
+    expected += [f"digits/methods/c3lt/3-8/{name}" for name in trained]
+    expected += [
+        f"timings/digits/{m}/{d}.json" for m in ("c3lt", "pgd") for d in ("3_to_8", "8_to_3")
+    ]
+    for table in ("c3lt-table1", "c3lt-table5"):
+        expected += [f"tables/{table}.{kind}" for kind in ("csv", "html", "json", "md", "tex")]
+    expected += ["tables/digits-cost.csv", "tables/digits-cost.md"]
+    expected += ["digits/report.html", "figures/digits-gallery.png"]
+    found = [p.relative_to(results).as_posix() for p in results.rglob("*") if p.is_file()]
+    assert sorted(found) == sorted(expected)
+    assert not list((built.path / ".cache/checkpoints").glob("*")), "checkpoints are removed"
+    report = (results / "digits/report.html").read_text(encoding="utf-8")
+    assert all(method in report for method in ("c3lt", "pgd", "original-data"))
+
+
+def test_every_output_is_in_dvc(built: Project) -> None:
+    """A checkout would lack an output that no stage records, and Snakemake would run again."""
+    summary = built.snakemake("all", "--summary").splitlines()
+    outputs = [line.split("\t")[0] for line in summary if line.startswith(("data/", "results/"))]
+    assert len(outputs) > 40
+    recorded = dvc_outputs(built)
+    lost = [name for name in outputs if not any(inside(name, out) for out in recorded)]
+    assert not lost
+
+
+def dvc_outputs(project: Project) -> list[str]:
+    import yaml
+
+    content = yaml.safe_load((project.path / "dvc.yaml").read_text(encoding="utf-8"))
+    return [
+        path
+        for stage in content["stages"].values()
+        for section in ("outs", "metrics", "plots")
+        for entry in stage.get(section, [])
+        for path in entry
+    ]
+
+
+def inside(file: str, out: str) -> bool:
+    return file == out or file.startswith(f"{out}/")
+
+
+def test_nothing_runs_again_after_a_touch(project: Project) -> None:
+    assert project.jobs("all") == []
+    for folder in ("src", "rules", "config", "data", "results"):
+        for path in (project.path / folder).rglob("*"):
+            os.utime(path)
+    assert project.jobs("all") == []
+
+
+def test_editing_a_method_runs_that_method_again(project: Project) -> None:
+    project.append("src/counterlens/methods/pgd.py", "\n# another remark\n")
+    assert set(project.jobs("all")) == AFTER_PGD
+
+
+def test_changing_a_key_of_a_method_runs_that_method_again(project: Project) -> None:
+    project.edit("config/experiments/digits.yaml", "pgd: {steps: 5}", "pgd: {steps: 6}")
+    assert set(project.jobs("all")) == AFTER_PGD
+
+
+def test_a_key_that_the_scale_overrides_changes_only_what_prints_it(project: Project) -> None:
+    project.edit("config/experiments/digits.yaml", "steps: 9", "steps: 10")
+    assert project.jobs("all") == []
+
+
+def test_editing_the_workflow_code_runs_only_the_reports(project: Project) -> None:
+    project.append("src/counterlens/workflow.py", "\n# another remark\n")
+    reports = {job for job in AFTER_PGD if not job.startswith("digits/")} | {"digits/report"}
+    assert set(project.jobs("all")) == reports
+
+
+def test_a_failing_job_says_why_in_one_line(project: Project) -> None:
+    damaged = project.path / "results/digits/counterfactuals/pgd/3_to_8.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    (project.path / "results/digits/metrics/pgd/3_to_8.json").unlink()
+    text = project.snakemake("metrics_digits_pgd", fails=True)
+    log = (project.path / "logs/digits/metrics/pgd/3_to_8.log").read_text(encoding="utf-8")
+    errors = [line for line in log.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("counterlens: error: results/digits/counterfactuals/pgd/3_to_8")
+    assert errors[0] in text, "Snakemake shows the log of a failed job"
+    assert "Traceback" not in log
+    assert not (project.path / "results/digits/metrics/pgd/3_to_8.json").exists()
+
+
+def test_shards_give_the_same_set(built: Project, project: Project) -> None:
+    project.edit(
+        "config/experiments/digits.yaml",
+        "evaluation: {images: 12, ",
+        "evaluation: {images: 12, shard_size: 5, ",
+    )
+    stems = [f"results/digits/counterfactuals/{method}/3_to_8" for method in ("c3lt", "pgd")]
+    wanted = [f"{stem}.safetensors" for stem in stems]
+    planned = project.jobs(*wanted)
+    assert sum(".3-of-3" in job for job in planned) == 2
+    assert len(planned) == 8
+    project.snakemake(*wanted)
+    for stem in stems:
+        for suffix in (".safetensors", ".parquet", ".png"):
+            ours = (project.path / f"{stem}{suffix}").read_bytes()
+            assert ours == (built.path / f"{stem}{suffix}").read_bytes(), f"{stem}{suffix}"
+        assert not list((project.path / stem).parent.glob("shards/*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fetch", "--dataset", "mnist", "--file", "nothing"],
+        ["prepare", "--dataset", "digits"],
+        ["table", "--table", "c3lt-table1"],
+        ["cost", "--experiment", "digits"],
+        ["report", "--experiment", "digits"],
+        ["figure", "--figure", "digits-gallery"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_stages_that_need_no_torch_do_not_import_it(project: Project, words: list[str]) -> None:
+    code = 2 if words[0] == "fetch" else 0
+    script = (
+        "import sys; from counterlens.cli import main; "
+        f"assert main({words!r}) == {code}; assert 'torch' not in sys.modules"
+    )
+    project.run(sys.executable, "-c", script)
+
+
+@pytest.mark.slow
+def test_two_runs_give_the_same_bytes(built: Project, unbuilt: Callable[[], Project]) -> None:
+    second = unbuilt()
+    second.snakemake("all")
+    second.assert_same(built)
