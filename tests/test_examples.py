@@ -1,4 +1,4 @@
-"""The method of docs/add-a-method.md, through the stages that a workflow runs."""
+"""The examples of the documentation, through the interfaces that a workflow uses."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from counterlens import layout
+from counterlens import layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, load_experiment
-from counterlens.data.base import load_split
+from counterlens.data.base import Dataset, load_split
 from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
 from counterlens.methods import base, explain, fit
 from counterlens.runtime import files
 from counterlens.runtime.training import save_model
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "nearest_neighbour.py"
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "nearest_neighbour.py"
 CPU = torch.device("cpu")
 
 EXPERIMENT = f"""
@@ -106,3 +107,42 @@ def test_example_tells_when_it_found_none(experiment: Experiment) -> None:
 def test_example_refuses_a_bank_larger_than_the_class(experiment: Experiment) -> None:
     with pytest.raises(UserError, match="per_class: 100000"):
         fit.run(experiment, "greedy", (4, 9), CPU)
+
+
+def plugin_of(document: str, folder: Path) -> Path:
+    """The Python file that a page of docs/ shows."""
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    path = folder / f"{document.removesuffix('.md').replace('-', '_')}.py"
+    files.write_text(path, text.split("```python\n")[1].split("```")[0])
+    return path
+
+
+def test_the_classifier_of_the_documentation(tmp_path: Path) -> None:
+    kind = str(plugin_of("add-a-classifier.md", tmp_path))
+    options = plugins.options_class("classifiers", kind)(kind=kind, width=3)
+    model = plugins.create(
+        "classifiers", options, classifiers.Classifier, shape=(1, 28, 28), classes=10
+    )
+    x = torch.rand(2, 1, 28, 28)
+    maps = model.maps(x)
+    assert [tuple(m.shape) for m in maps] == [(2, 3, 14, 14), (2, 6, 7, 7)]
+    assert model(x).shape == (2, 10)
+    assert torch.equal(model(x), model.head(maps[-1].mean(dim=(2, 3))))
+
+
+def test_the_dataset_of_the_documentation(tmp_path: Path) -> None:
+    kind = str(plugin_of("add-a-dataset.md", tmp_path))
+    dataset = plugins.create("data", plugins.options_class("data", kind)(kind=kind), Dataset)
+    images = np.arange(2 * 784, dtype=np.uint8).reshape(2, 1, 28, 28)
+    np.savez(
+        tmp_path / "shapes.npz",
+        train_images=images,
+        train_labels=np.array([0, 1]),
+        test_images=images[:1],
+        test_labels=np.array([1], np.int32),
+    )
+    assert tuple(source.file for source in dataset.sources) == dataset.options.files
+    splits = dataset.read(tmp_path)
+    assert np.array_equal(splits["train"].images, images)
+    assert splits["test"].labels.dtype == np.int64
+    assert splits["test"].labels.tolist() == [1]

@@ -32,6 +32,7 @@ NOT_PLUGINS = {
 }
 
 
+@cache
 def known(section: str) -> list[str]:
     """The kinds that the package ships for a section, e.g. `["c3lt", "pgd"]`."""
     stems = {path.stem for path in (PACKAGE / section).glob("*.py")}

@@ -23,7 +23,7 @@ from counterlens.runtime.training import Checkpoint, History
 CPU = torch.device("cpu")
 SMALL = {
     "lenet": {"max_shift": 1, "precision": "fp32"},
-    "gap-resnet": {"widths": (4, 8), "lr": 0.02, "max_shift": 1, "precision": "fp32"},
+    "gap-resnet": {"widths": (4, 8), "lr": 0.02, "batch_size": 8, "precision": "fp32"},
 }
 
 

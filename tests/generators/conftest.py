@@ -1,0 +1,73 @@
+"""Generators of width 4 and what they are trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from counterlens import plugins
+from counterlens.classifiers.lenet import LeNet
+from counterlens.classifiers.lenet import Options as LeNetOptions
+from counterlens.generators.base import Generator, Training
+from counterlens.runtime.device import freeze
+from counterlens.runtime.training import Checkpoint
+
+CPU = torch.device("cpu")
+REQUIRED: dict[str, dict[str, Any]] = {"dcgan-encoder": {"generator": "dcgan"}}
+
+
+@pytest.fixture
+def create() -> Callable[..., Generator]:
+    """A generator of a kind, by default tiny, always with the same initial parameters."""
+
+    def make(kind: str, channels: int = 1, **changes: Any) -> Generator:
+        content = {"kind": kind, "width": 4, "latent_dim": 8, "epochs": 2, "batch_size": 16}
+        content |= REQUIRED.get(kind, {}) | changes
+        options = plugins.options_class("generators", kind).model_validate(content)
+        torch.manual_seed(11)
+        return plugins.create("generators", options, Generator, (channels, 28, 28))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier() -> LeNet:
+    """A frozen network with fixed parameters."""
+    torch.manual_seed(5)
+    model = LeNet(LeNetOptions(kind="lenet"), (1, 28, 28), 10)
+    freeze(model, CPU)
+    return model
+
+
+@pytest.fixture
+def training(create, classifier, shapes) -> Callable[..., Training]:
+    """Images, a classifier and a frozen decoder."""
+
+    def make(checkpoint: Checkpoint | None = None, count: int = 64, seed: int = 3) -> Training:
+        decoder = create("dcgan")
+        decoder.train()
+        with torch.no_grad():
+            for _ in range(5):
+                decoder.decode(torch.randn(32, 8))
+        freeze(decoder, CPU)
+        return Training(
+            images=shapes(count, (4, 9)).images,
+            test_images=shapes(24, (4, 9), seed=1).images,
+            classifier=classifier,
+            generators={"dcgan": decoder},
+            device=CPU,
+            seed=seed,
+            checkpoint=checkpoint,
+        )
+
+    return make
+
+
+@pytest.fixture
+def answering() -> Callable[[torch.Tensor], Any]:
+    """A stand-in for a classifier whose probabilities are given."""
+    return lambda found: SimpleNamespace(probabilities=lambda x: found[: len(x)])
