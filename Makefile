@@ -64,6 +64,10 @@ format: setup ## rewrite Python and Snakemake files in the house style
 	ruff format .
 	snakefmt Snakefile rules
 
+.PHONY: bench
+bench: ## seconds per counterfactual, PGD beside torchattacks (BENCH="--experiment c3lt-mnist --pair 4-9")
+	@bash envs/bench.sh --threads $(CORES) $(BENCH)
+
 .PHONY: lock
 lock: ## resolve pyproject.toml into envs/requirements.lock; keeps versions unless UPGRADE=1
 	@bash envs/lock.sh

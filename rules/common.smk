@@ -5,10 +5,10 @@ import sys
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from counterlens.errors import UserError
-from counterlens.workflow import Workflow
+from counterlens.workflow import Workflow as ConfiguredProject
 
 try:
-    project = Workflow(config)
+    project = ConfiguredProject(config)
 except UserError as error:
     raise WorkflowError(str(error))
 

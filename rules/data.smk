@@ -15,10 +15,12 @@ rule fetch:
     resources:
         mem_mb=500,
         runtime=60,
+    params:
+        kind=project.dataset_kind,
     message:
         "downloading {wildcards.file} of {wildcards.dataset}"
     shell:
-        "counterlens fetch --dataset {wildcards.dataset} --file {wildcards.file}" " > {log} 2>&1"
+        "counterlens fetch --dataset {params.kind} --file {wildcards.file}" " > {log} 2>&1"
 
 
 rule prepare:
@@ -39,10 +41,12 @@ rule prepare:
     resources:
         mem_mb=4000,
         runtime=30,
+    params:
+        kind=project.dataset_kind,
     message:
         "preparing {wildcards.dataset}"
     shell:
-        "counterlens prepare --dataset {wildcards.dataset} > {log} 2>&1"
+        "counterlens prepare --dataset {params.kind} > {log} 2>&1"
 
 
 rule weights:

@@ -153,3 +153,26 @@ def digests() -> Callable[[], dict[str, str]]:
         }
 
     return read
+
+
+@pytest.fixture(scope="session")
+def frozen() -> Callable[..., Any]:
+    """Freeze a network with batch statistics as if it had been trained on the given input."""
+
+    def make(model: Any, run: Callable[[], object] | None = None) -> Any:
+        import torch
+
+        from counterlens.runtime.device import freeze
+
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        if run is not None:
+            for norm in norms:
+                norm.momentum = 1.0
+            model.train()
+            with torch.no_grad():
+                run()
+            for norm in norms:
+                norm.momentum = 0.1
+        return freeze(model, torch.device("cpu"))
+
+    return make

@@ -276,9 +276,7 @@ def commands() -> list[str]:
         text = path.read_text(encoding="utf-8")
         for block in re.findall(r"^    shell:\n((?:        \".*\n)+)", text, re.M):
             line = "".join(re.findall(r'"([^"]*)"', block))
-            found.append(
-                re.sub(r"\{(?:\w+\.)?(\w+)\}", lambda m: fillings.get(m[1], "any"), line)
-            )
+            found.append(re.sub(r"\{(?:\w+\.)?(\w+)\}", lambda m: fillings.get(m[1], "any"), line))
     return found
 
 

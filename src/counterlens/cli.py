@@ -128,9 +128,18 @@ def parser() -> argparse.ArgumentParser:
 
 def experiment(arguments: Arguments) -> Experiment:
     """The experiment a stage is asked to work on."""
-    from counterlens.config import load_experiment
+    from counterlens.config import ORIGINAL_DATA, load_experiment
 
-    return load_experiment(arguments.experiment, scale(arguments))
+    chosen = load_experiment(arguments.experiment, scale(arguments))
+    for key in ("method", "generator", "oracle"):
+        known = {**getattr(chosen, f"{key}s"), **({ORIGINAL_DATA: None} if key == "method" else {})}
+        name = getattr(arguments, key, None)
+        if isinstance(name, str) and name not in known:
+            raise UserError(
+                f"--{key} {name}: the experiment {chosen.name} has none of that name; "
+                f"it has: {', '.join(known)}"
+            )
+    return chosen
 
 
 def scale(arguments: Arguments):

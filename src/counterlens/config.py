@@ -5,6 +5,7 @@ Nothing here imports torch: the workflow validates every experiment before any j
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -244,8 +245,10 @@ def pair_name(pair: Pair) -> str:
 
 def parse_pair(name: str) -> Pair:
     """The inverse of `pair_name`."""
-    first, second = name.split("-")
-    return int(first), int(second)
+    match = re.fullmatch(r"(\d+)-(\d+)", name)
+    if match is None:
+        raise UserError(f"'{name}' is not a pair; write two class indices, such as 4-9")
+    return int(match[1]), int(match[2])
 
 
 class Row(Model):

@@ -232,6 +232,10 @@ class Workflow:
         options = self.datasets[wildcards.dataset]
         return [str(layout.raw(options.name) / file) for file in options.files]
 
+    def dataset_kind(self, wildcards: Any) -> str:
+        """A dataset's plugin: its name, or a user's own file."""
+        return self.datasets[wildcards.dataset].kind
+
     def dataset_of(self, wildcards: Any) -> list[str]:
         """The prepared splits of a job's experiment."""
         return self.prepared(wildcards.experiment)

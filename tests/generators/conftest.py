@@ -13,7 +13,6 @@ from counterlens import plugins
 from counterlens.classifiers.lenet import LeNet
 from counterlens.classifiers.lenet import Options as LeNetOptions
 from counterlens.generators.base import Generator, Training
-from counterlens.runtime.device import freeze
 from counterlens.runtime.training import Checkpoint
 
 CPU = torch.device("cpu")
@@ -35,25 +34,19 @@ def create() -> Callable[..., Generator]:
 
 
 @pytest.fixture(scope="session")
-def classifier() -> LeNet:
+def classifier(frozen) -> LeNet:
     """A frozen network with fixed parameters."""
     torch.manual_seed(5)
-    model = LeNet(LeNetOptions(kind="lenet"), (1, 28, 28), 10)
-    freeze(model, CPU)
-    return model
+    return frozen(LeNet(LeNetOptions(kind="lenet"), (1, 28, 28), 10))
 
 
 @pytest.fixture
-def training(create, classifier, shapes) -> Callable[..., Training]:
+def training(create, classifier, shapes, frozen) -> Callable[..., Training]:
     """Images, a classifier and a frozen decoder."""
 
     def make(checkpoint: Checkpoint | None = None, count: int = 64, seed: int = 3) -> Training:
         decoder = create("dcgan")
-        decoder.train()
-        with torch.no_grad():
-            for _ in range(5):
-                decoder.decode(torch.randn(32, 8))
-        freeze(decoder, CPU)
+        frozen(decoder, lambda: decoder.decode(torch.randn(64, 8)))
         return Training(
             images=shapes(count, (4, 9)).images,
             test_images=shapes(24, (4, 9), seed=1).images,

@@ -95,7 +95,9 @@ def test_both_networks_of_dcgan_work_in_minus_one_to_one(create) -> None:
     raw = model.decoder(z.reshape(3, 8, 1, 1))
     assert raw.min() < 0
     torch.testing.assert_close(model.decode(z), raw / 2 + 0.5)
-    torch.testing.assert_close(model.discriminate(x), model.discriminator((x - 0.5) / 0.5)[:, 0, 0, 0])
+    torch.testing.assert_close(
+        model.discriminate(x), model.discriminator((x - 0.5) / 0.5)[:, 0, 0, 0]
+    )
     encoder = create("dcgan-encoder").eval()
     torch.testing.assert_close(encoder.encode(x), encoder.encoder((x - 0.5) / 0.5).reshape(3, 8))
 
@@ -252,11 +254,12 @@ def test_the_encoder_learns_to_reconstruct(create, training) -> None:
     with torch.no_grad():
         images = decoder.decode(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
     given = dataclasses.replace(given, images=images, test_images=images)
-    model = create("dcgan-encoder", epochs=12, lr=0.01, decay_every=6, precision="fp32")
+    model = create("dcgan-encoder", epochs=20, lr=0.01, decay_every=6, precision="fp32")
     history = model.fit(given)
     assert history[-1]["pixels"] < 0.7 * history[0]["pixels"]
-    error = (images - reconstructions(model, decoder, images)).abs().mean()
-    assert error < (images - images.mean(0)).abs().mean()
+    found = reconstructions(model, decoder, images)
+    own, other = ((images.roll(n, 0) - found).abs().mean() for n in (0, 1))
+    assert own < 0.75 * other  # it is the image's own
 
 
 def test_the_encoder_s_first_losses_against_their_formulas(create, training) -> None:
@@ -320,7 +323,7 @@ def test_dcgan_s_initial_parameters() -> None:
     torch.manual_seed(0)
     convolution, norm = nn.ConvTranspose2d(100, 100, 4), nn.BatchNorm2d(10_000)
     norm.bias.data.fill_(3)
-    nn.Sequential(convolution, norm).apply(initialise)
+    nn.Sequential(convolution, norm).apply(initialise).requires_grad_(False)
     assert float(convolution.weight.std()) == pytest.approx(0.02, rel=0.02)
     assert float(convolution.weight.mean()) == pytest.approx(0, abs=3e-4)
     assert float(norm.weight.mean()) == pytest.approx(1, abs=1e-3)

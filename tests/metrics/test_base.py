@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,7 @@ from counterlens.runtime import files
 
 
 def write_set(path: Path, /, **tensors: np.ndarray) -> None:
-    about = {"experiment": "digits", "method": "c3lt", "source": 4, "target": 9}
-    metadata = {"counterlens": json.dumps(about)}
+    metadata = {"experiment": "digits", "method": "c3lt", "source": "4", "target": "9"}
     files.save_tensors(Path(f"{path}.safetensors"), tensors, metadata)
     files.write_parquet(Path(f"{path}.parquet"), pd.DataFrame({"image": [5, 8]}))
 

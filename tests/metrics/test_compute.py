@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,13 +192,13 @@ def write_set(cf: CounterfactualSet) -> None:
     about = {
         "experiment": cf.experiment,
         "method": cf.method,
-        "source": cf.source,
-        "target": cf.target,
+        "source": str(cf.source),
+        "target": str(cf.target),
     }
     tensors = {"counterfactual": cf.counterfactual.numpy()}
     if cf.query is not None:
         tensors["query"] = cf.query.numpy()
-    files.save_tensors(Path(f"{path}.safetensors"), tensors, {"counterlens": json.dumps(about)})
+    files.save_tensors(Path(f"{path}.safetensors"), tensors, about)
     files.write_parquet(Path(f"{path}.parquet"), cf.table)
 
 

@@ -101,7 +101,9 @@ def test_json_has_one_spelling(tmp_path: Path) -> None:
 def test_damaged_json(tmp_path: Path, content: str) -> None:
     path = tmp_path / "card.json"
     path.write_text(content)
-    with pytest.raises(UserError, match=r"card\.json: damaged JSON .*delete it and rerun") as caught:
+    with pytest.raises(
+        UserError, match=r"card\.json: damaged JSON .*delete it and rerun"
+    ) as caught:
         files.read_json(path)
     assert "\n" not in str(caught.value)
 

@@ -23,7 +23,9 @@ def test_a_seed_is_half_of_a_sha256() -> None:
     assert derive_seed(7, "a", 3) == int(digest[:16], 16) // 2
 
 
-names = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5), max_size=3)
+names = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=5), max_size=3
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -128,7 +128,7 @@ class Project:
     def jobs(self, *words: str) -> list[str]:
         """The jobs of a dry run by their log files, e.g. `digits/metrics/pgd/3_to_8`, sorted."""
         text = self.snakemake(*words, "--dry-run", "--printshellcmds")
-        found = re.findall(r"^ +counterlens .* > logs/(\S+)\.log 2>&1$", text, re.M)
+        found = re.findall(r"\bcounterlens [^\n]* > logs/(\S+)\.log 2>&1", text)
         assert (not found) == (NOTHING_TO_DO in text), text
         return sorted(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,7 +112,7 @@ class CounterfactualSet:
             for name, array in files.load_tensors(arrays_path).items()
         }
         try:
-            metadata = json.loads(files.read_metadata(arrays_path)["counterlens"])
+            metadata = files.read_metadata(arrays_path)
             return cls(
                 experiment=metadata["experiment"],
                 method=metadata["method"],
