@@ -76,27 +76,32 @@ class Stage:
 
 
 class Stages:
-    """All stages of a project."""
+    """All stages of the experiments that `config/config.yaml` lists."""
 
     def __init__(self, project: Workflow) -> None:
         self.project = project
+        self.experiments = [project.experiments[name] for name in project.project.experiments]
 
     def all(self) -> Iterator[Stage]:
         """In the order of the pipeline; the record of provenance comes last."""
-        for dataset in self.project.datasets:
-            options = self.project.datasets[dataset]
-            raw = [layout.raw(dataset)] if options.files else []
+        for options in {e.dataset.name: e.dataset for e in self.experiments}.values():
+            raw = [layout.raw(options.name)] if options.files else []
             yield self.download(
-                f"datasets_{dataset}", [*raw, layout.PREPARED / dataset], own_code([options])
+                f"datasets_{options.name}",
+                [*raw, layout.PREPARED / options.name],
+                own_code([options]),
             )
-        if "pretrained" in self.project.named_targets():
+        if any(oracle.weights for e in self.experiments for oracle in e.oracles.values()):
             yield self.download("pretrained", [layout.WEIGHTS])
-        for e in self.project.experiments.values():
+        for e in self.experiments:
             yield from self.experiment(e)
+        listed = {e.name for e in self.experiments}
         for table in self.project.tables.values():
-            yield self.table(table)
+            if listed.issuperset(table.experiments):
+                yield self.table(table)
         for figure in self.project.figures.values():
-            yield self.figure(figure)
+            if figure.experiment in listed:
+                yield self.figure(figure)
         # Depends on the whole folder, which lets every other stage come first and still allows
         # "dvc repro --single-item provenance" when only some of them have been run.
         yield Stage(

@@ -121,7 +121,7 @@ def called(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[[str, str], 
 
 OF_AN_EXPERIMENT = [
     ("classifier", "classifiers.train", "run", [], []),
-    ("oracle --oracle judge", "oracles.train", "run", ["judge"], []),
+    ("oracle --oracle autoencoders", "oracles.train", "run", ["autoencoders"], []),
     (
         "generator --generator dcgan --scope 4-9",
         "generators.train",
@@ -175,6 +175,25 @@ def test_a_stage_on_a_device(
     assert others == [*arguments, None]
     assert seen["keywords"] == dict(keywords)
     assert seen["order"] == ["gpus 0", "threads 3"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("fit --method dream --pair 4-9", "--method dream: the experiment digits has none of that"),
+        ("metrics --method dream --source 4 --target 9", "c3lt-n3, pgd, original-data"),
+        ("generator --generator gan --scope 4-9", "--generator gan: "),
+        ("oracle --oracle judge", "--oracle judge: "),
+        ("fit --method c3lt --pair 4_9", "'4_9' is not a pair; write two class indices"),
+    ],
+)
+def test_a_name_that_the_experiment_has_not(
+    words: str, told: str, called, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = called("methods.fit", "run")
+    assert cli.main([*words.split(), "--experiment", "digits"]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown and len(shown.splitlines()) == 1 and "arguments" not in seen
 
 
 @pytest.mark.parametrize(
