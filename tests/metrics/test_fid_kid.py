@@ -194,7 +194,8 @@ def test_only_inception_gives_the_standard_columns() -> None:
     assert [c.name for c in KidOptions(kind="kid").columns()] == ["kid"]
     assert [c.name for c in FID.columns()] == ["fid_oracle"]
     assert [c.name for c in kid_options().columns()] == ["kid_oracle"]
-    assert kid_options().columns()[0].scale == 1000
+    assert KidOptions(kind="kid").columns()[0].scale == 1000
+    assert kid_options().columns()[0].scale == 1
     assert FidOptions(kind="fid").oracles() == ("inception",)
     assert KidOptions(kind="kid").subset_size == 500
 

@@ -29,14 +29,14 @@ class Options(MetricOptions):
     shrink_subset: bool = False
 
     def columns(self) -> tuple[Column, ...]:
-        """`kid` or `kid_oracle`, one value per direction, printed x 1000."""
+        """`kid` or `kid_oracle`, one value per direction, the standard one printed x 1000."""
         standard = self.extractor == "inception"
         return (
             Column(
                 name="kid" if standard else "kid_oracle",
-                label="KID×1e3" if standard else "KID-oracle×1e3",  # noqa: RUF001
+                label="KID×1e3" if standard else "KID-oracle",  # noqa: RUF001
                 direction="down",
-                scale=1000,
+                scale=1000 if standard else 1,
                 per="set",
                 decimals=2,
             ),
