@@ -151,6 +151,29 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda e: e["generators"]["encoder"].update(generator="absent"),
         ("generators.encoder: needs generator 'absent'", "defined: dcgan, encoder, vae"),
     ),
+    "generator that needs itself": (
+        lambda e: e["generators"]["encoder"].update(generator="encoder"),
+        ("generators.encoder: needs itself",),
+    ),
+    "generators in a circle": (
+        lambda e: e["generators"].update(
+            encoder={"kind": "dcgan-encoder", "generator": "other"},
+            other={"kind": "dcgan-encoder", "generator": "encoder"},
+        ),
+        ("generators.encoder: needs itself, by way of",),
+    ),
+    "method pair twice": (
+        lambda e: e["methods"]["pgd"].update(pairs=[[4, 9], [4, 9]]),
+        ("methods.pgd.pairs: [4, 9] stands twice",),
+    ),
+    "infinite number": (
+        lambda e: e["classifier"].update(lr=float("inf")),
+        ("classifier.lr: ", "finite", "(found inf)"),
+    ),
+    "not a number": (
+        lambda e: e["generators"]["dcgan"].update(beta1=float("nan")),
+        ("generators.dcgan.beta1: ", "finite", "(found nan)"),
+    ),
     "unknown oracle": (
         lambda e: e["metrics"][1].update(autoencoders="absent"),
         ("metrics.im: needs oracle 'absent'", "defined: autoencoders"),
@@ -235,6 +258,11 @@ def test_the_tiny_experiment_has_no_mistake(write) -> None:
     assert e.dataset.kind == "digits" and e.dataset.name == "digits"
     with pytest.raises(Exception, match="frozen"):
         e.seed = 3  # type: ignore[misc]
+
+
+def test_generators_may_stand_in_any_order(write) -> None:
+    write(changed(lambda e: e.update(generators=dict(reversed(e["generators"].items())))))
+    assert list(load_experiment("tiny", "small").generators) == ["vae", "encoder", "dcgan"]
 
 
 def test_gamma_may_be_zero_without_a_discriminator(write) -> None:
@@ -397,6 +425,9 @@ def test_directions_scopes_and_columns(write) -> None:
     assert e.directions("c3lt") == ((4, 9), (9, 4))
     assert e.directions("pgd") == ((3, 8), (8, 3), (4, 9), (9, 4)) == e.directions("original-data")
     assert e.pair_of(9, 4) == (4, 9) == e.pair_of(4, 9)
+    turned = e.methods["pgd"].model_copy(update={"pairs": ((4, 9), (3, 8))})
+    e_turned = e.model_copy(update={"methods": {"pgd": turned}})
+    assert e_turned.method_pairs("pgd") == ((3, 8), (4, 9))  # the experiment's order
     # an encoder is trained for the pairs of the methods that use it
     assert e.scopes("encoder") == ("4-9",)
     assert e.scopes("dcgan") == ("all-classes",)

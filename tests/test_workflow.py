@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from counterlens import layout, plugins, workflow
+from counterlens.errors import UserError
 from counterlens.workflow import PACKAGE, Workflow
 
 RULES = "\n".join(
@@ -357,6 +358,51 @@ def test_shards(copied_project: Path) -> None:
     ]
     assert project.sharded(True) == "digits"
     assert "digits" not in project.sharded(False).split("|")
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        (
+            "config.yaml",
+            "  - digits\n",
+            "  - digit\n",
+            r"config/config\.yaml: experiments: 'digit' is unknown; known: .*digits",
+        ),
+        (
+            "config.yaml",
+            "  - c3lt-table1\n",
+            "  - c3lt-table9\n",
+            r"config/config\.yaml: tables: 'c3lt-table9' is unknown; known: c3lt-table1, ",
+        ),
+        (
+            "config.yaml",
+            "  - c3lt-figure5\n",
+            "  - c3lt-figure1\n",
+            r"config/config\.yaml: figures: 'c3lt-figure1' is unknown; known: ",
+        ),
+        (
+            "tables/c3lt-table1.yaml",
+            "  digits: [digits]",
+            "  digits: [digit]",
+            r"table c3lt-table1-digits: experiments: 'digit' is unknown; known: ",
+        ),
+        (
+            "figures/c3lt-figure5.yaml",
+            "experiment: c3lt-mnist",
+            "experiment: c3lt",
+            r"config/figures/c3lt-figure5\.yaml: experiment: 'c3lt' is unknown; known: ",
+        ),
+    ],
+)
+def test_names_that_are_not_there(
+    copied_project: Path, file: str, old: str, new: str, told: str
+) -> None:
+    path = copied_project / "config" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(UserError, match=told):
+        Workflow({})
 
 
 def test_patterns() -> None:

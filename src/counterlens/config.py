@@ -48,9 +48,9 @@ Ratio = Annotated[float, BeforeValidator(_ratio)]
 
 
 class Model(BaseModel):
-    """Base of all configuration: immutable, unknown keys are rejected."""
+    """Base of all configuration: immutable; unknown keys and infinite numbers are rejected."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Options(Model):
@@ -188,7 +188,7 @@ class Experiment(Model):
     def method_pairs(self, method: str) -> tuple[Pair, ...]:
         """The pairs a method (or `original-data`) is run on, in the experiment's order."""
         chosen = None if method == ORIGINAL_DATA else self.methods[method].pairs
-        return self.pairs if chosen is None else chosen
+        return self.pairs if chosen is None else tuple(p for p in self.pairs if p in chosen)
 
     def directions(self, method: str) -> tuple[Pair, ...]:
         """Both halves (source, target) of every pair of a method."""
@@ -461,12 +461,23 @@ def _check(path: Path, experiment: Experiment) -> None:
                     f"generators.{name}",
                     f"needs generator '{needed}'; defined: {', '.join(experiment.generators)}",
                 )
+    for name in experiment.generators:
+        behind: set[str] = set()
+        waiting = [name]
+        while waiting:
+            needs = {*experiment.generators[waiting.pop()].requires()} - behind
+            if name in needs:
+                fail(f"generators.{name}", "needs itself, by way of the generators that it needs")
+            behind |= needs
+            waiting += needs
     for name, method in experiment.methods.items():
         if name == ORIGINAL_DATA:
             fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
         for pair in method.pairs or ():
             if pair not in experiment.pairs:
                 fail(f"methods.{name}.pairs", f"{list(pair)} is not one of the experiment's pairs")
+            if method.pairs and method.pairs.count(pair) > 1:
+                fail(f"methods.{name}.pairs", f"{list(pair)} stands twice")
         for needed in method.generators():
             if needed not in experiment.generators:
                 known = ", ".join(experiment.generators) or "none"

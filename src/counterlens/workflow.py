@@ -29,6 +29,7 @@ from counterlens.config import (
     parse_pair,
     table_names,
 )
+from counterlens.errors import UserError
 from counterlens.reports import inputs
 
 PACKAGE = plugins.PACKAGE
@@ -104,8 +105,26 @@ class Workflow:
         self.figures: dict[str, Figure] = {name: load_figure(name) for name in figures}
         self.datasets = {e.dataset.name: e.dataset for e in self.experiments.values()}
         self.scale = scale
+        self.check_names()
         if self.project.mirror:
             os.environ.setdefault("COUNTERLENS_MIRROR", self.project.mirror)  # jobs inherit it
+
+    def check_names(self) -> None:
+        """What no single file can tell: that the experiments, tables and figures named exist."""
+
+        def check(place: str, names: Iterable[str], known: Iterable[str]) -> None:
+            for name in names:
+                if name not in known:
+                    raise UserError(f"{place}: '{name}' is unknown; known: {', '.join(known)}")
+
+        for section in ("experiments", "tables", "figures"):
+            place = f"{CONFIG_DIR / 'config.yaml'}: {section}"
+            check(place, getattr(self.project, section), getattr(self, section))
+        for name, table in self.tables.items():
+            check(f"table {name}: experiments", table.experiments, self.experiments)
+        for name, figure in self.figures.items():
+            place = f"{CONFIG_DIR / 'figures' / name}.yaml: experiment"
+            check(place, [figure.experiment], self.experiments)
 
     @staticmethod
     def hours(count: int) -> Callable[[Any, int], int]:

@@ -207,7 +207,7 @@ def test_json_and_text_are_utf8_whatever_the_locale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LC_ALL", "C")
-    files.write_text(tmp_path / "a.txt", "ε ×")
-    assert (tmp_path / "a.txt").read_bytes() == "ε ×".encode()
+    files.write_text(tmp_path / "a.txt", "ε é")
+    assert (tmp_path / "a.txt").read_bytes() == "ε é".encode()
     files.write_json(tmp_path / "a.json", "ε")
     assert json.loads((tmp_path / "a.json").read_bytes()) == "ε"

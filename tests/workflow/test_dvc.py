@@ -72,9 +72,16 @@ def test_the_outputs_of_every_job_are_recorded(shipped: Project) -> None:
 
 @pytest.mark.parametrize("name", ["table_c3lt_1_mnist", "table_c3lt_2_digits", "figure_c3lt_9"])
 def test_a_stage_makes_what_it_needs_and_nothing_else(shipped: Project, name: str) -> None:
+    """A stage of a generator or method has all of its pairs, also those a figure leaves out."""
     found = stages(shipped)
-    before = [target(found[stage]) for stage in needed(found, name)]
-    assert shipped.jobs(*before) == shipped.jobs(target(found[name]))
+    recorded = shipped.jobs(*(target(found[stage]) for stage in needed(found, name)))
+    wanted = shipped.jobs(target(found[name]))
+    assert set(recorded) >= set(wanted)
+    assert {job.rpartition("/")[0] for job in recorded} == {
+        job.rpartition("/")[0] for job in wanted
+    }
+    if name.startswith("table"):
+        assert recorded == wanted
 
 
 def test_round_trip(project: Project, tmp_path: Path) -> None:

@@ -189,8 +189,8 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
 
 
 def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
-    """Queries and every method's counterfactual: a row per query, a column per method."""
-    rows: list[tuple[str, list[np.ndarray], list[str]]] = []
+    """Queries and every method's counterfactual: a column per query, a row per method."""
+    columns: list[tuple[str, list[np.ndarray], list[str]]] = []
     classes = experiment.dataset.classes
     for direction in figure.directions:
         sets = {method: _load(experiment, method, direction) for method in figure.methods}
@@ -204,22 +204,22 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
                     said.append(classes[int(table["predicted_query"].iloc[row])])
                 shown.append(tensors["counterfactual"][row])
                 said.append(classes[int(table["predicted_counterfactual"].iloc[row])])
-            rows.append((aggregate.direction_name(experiment, direction), shown, said))
-    if not rows:
+            columns.append((aggregate.direction_name(experiment, direction), shown, said))
+    if not columns:
         raise UserError(
             f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
             "name fewer methods"
         )
-    columns = 1 + len(figure.methods)
-    canvas = _canvas(1.3 * columns + 0.4, 1.45 * len(rows))
-    grid = canvas.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (name, shown, said) in zip(grid, rows, strict=True):
-        for axes, image, answer in zip(axes_row, shown, said, strict=True):
+    rows = 1 + len(figure.methods)
+    canvas = _canvas(1.3 * len(columns) + 0.4, 1.4 * rows + 0.2)
+    grid = canvas.subplots(rows, len(columns), squeeze=False)
+    for axes_column, (name, shown, said) in zip(grid.T, columns, strict=True):
+        for axes, image, answer in zip(axes_column, shown, said, strict=True):
             _show(axes, image)
             axes.set_xlabel(answer, fontsize=8)
-        axes_row[0].set_ylabel(name, fontsize=9)
-    for axes, name in zip(grid[0], ("query", *figure.methods), strict=True):
-        axes.set_title(name, fontsize=9)
+        axes_column[0].set_title(name, fontsize=9)
+    for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
+        axes.set_ylabel(name, fontsize=9)
     return canvas
 
 

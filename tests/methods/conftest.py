@@ -1,0 +1,118 @@
+"""Frozen networks of width 4 and methods on the pair (4, 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from counterlens import plugins
+from counterlens.classifiers.base import Classifier
+from counterlens.config import MethodOptions
+from counterlens.generators.base import Generator
+from counterlens.methods.base import Method, Task
+
+CPU = torch.device("cpu")
+PAIR = (4, 9)
+SHAPE = (1, 28, 28)
+GENERATORS: dict[str, dict[str, Any]] = {
+    "dcgan": {"kind": "dcgan", "width": 4, "latent_dim": 8},
+    "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", "width": 4, "latent_dim": 8},
+    "vae": {"kind": "vae", "width": 4, "latent_dim": 8},
+}
+CLASSIFIERS: dict[str, dict[str, Any]] = {
+    "lenet": {"kind": "lenet"},
+    "gap-resnet": {"kind": "gap-resnet", "widths": (4, 8)},
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "c3lt": {
+        "generator": "dcgan",
+        "encoder": "encoder",
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.01,
+        "precision": "fp32",
+    },
+    "pgd": {"epsilon": 0.2, "step_size": 0.05, "steps": 4},
+}
+
+
+@pytest.fixture(scope="session")
+def models(frozen, shapes) -> dict[str, Any]:
+    """Frozen classifiers and generators by id."""
+    found: dict[str, Any] = {}
+    images = shapes(64, PAIR).images
+    for name, content in CLASSIFIERS.items():
+        torch.manual_seed(1)
+        options = plugins.options_class("classifiers", content["kind"]).model_validate(content)
+        model = plugins.create("classifiers", options, Classifier, shape=SHAPE, classes=10)
+        found[name] = frozen(model, lambda model=model: model(images))
+        # answers far from uniform, as a trained network's are
+        found[name].head.weight.data.mul_(10)
+    for name, content in GENERATORS.items():
+        torch.manual_seed(2)
+        options = plugins.options_class("generators", content["kind"]).model_validate(content)
+        model = plugins.create("generators", options, Generator, SHAPE)
+
+        def run(model: Generator = model, name: str = name) -> None:
+            if name in ("encoder", "vae"):
+                model.encode(images)
+            if name in ("dcgan", "vae"):
+                model.decode(torch.randn(64, 8))
+            if name == "dcgan":
+                model.discriminate(images)
+
+        found[name] = frozen(model, run)
+    return found
+
+
+@pytest.fixture
+def create(models) -> Callable[..., Method]:
+    """A method of a kind, by default tiny, untrained."""
+
+    def make(kind: str, seed: int = 7, **changes: Any) -> Method:
+        assert kind in METHODS, f"give '{kind}' tiny options in METHODS of this file"
+        content = {"kind": kind, **METHODS[kind], **changes}
+        options = plugins.options_class("methods", kind).model_validate(content)
+        assert isinstance(options, MethodOptions)
+        classifier = models["gap-resnet" if options.requires_gap else "lenet"]
+        generators = {name: models[name] for name in options.generators()}
+        return plugins.create(
+            "methods", options, Method, Task(classifier, generators, PAIR, CPU, seed)
+        )
+
+    return make
+
+
+@pytest.fixture
+def states(models) -> Callable[[], dict[str, bytes]]:
+    """The bytes of every frozen network; none may have a gradient."""
+
+    def read() -> dict[str, bytes]:
+        found = {}
+        for name, model in models.items():
+            assert not model.training and all(p.grad is None for p in model.parameters())
+            for key, value in model.state_dict().items():
+                found[f"{name}.{key}"] = value.contiguous().numpy().tobytes()
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def mismatch() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """The share of values that differ by more than rounding.
+
+    Rounding differs with the size of a batch, and a gradient near zero may then change its sign:
+    a step more or less in a few pixels.
+    """
+
+    def share(found: torch.Tensor, expected: torch.Tensor) -> float:
+        assert found.shape == expected.shape and found.dtype == expected.dtype
+        if found.dtype == torch.bool:
+            return float((found != expected).float().mean())
+        return float((~found.isclose(expected, atol=1e-5, rtol=1e-4)).float().mean())
+
+    return share
