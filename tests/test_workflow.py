@@ -353,9 +353,16 @@ def test_shards(copied_project: Path) -> None:
     project = Workflow({})
     wildcards = SimpleNamespace(experiment="digits", method="pgd", source="9", target="4")
     assert project.shard_count(wildcards) == 3
-    assert project.shards(wildcards) == [
-        f"results/digits/counterfactuals/pgd/shards/9_to_4.{n}-of-3.safetensors" for n in (1, 2, 3)
-    ]
+    stem = "results/digits/counterfactuals/pgd/shards/9_to_4"
+    assert set(project.shards(wildcards)) == {
+        file
+        for n in (1, 2, 3)
+        for file in (
+            f"{stem}.{n}-of-3.safetensors",
+            f"{stem}.{n}-of-3.parquet",
+            f"results/timings/digits/pgd/9_to_4.{n}-of-3.json",
+        )
+    }
     assert project.sharded(True) == "digits"
     assert "digits" not in project.sharded(False).split("|")
 

@@ -297,10 +297,15 @@ class Workflow:
         return e.pair_of(int(wildcards.source), int(wildcards.target))
 
     def shards(self, wildcards: Any) -> list[str]:
-        """The shards of a direction."""
+        """The shards of a direction: images, tables and timings."""
         of = self.experiments[wildcards.experiment].evaluation.shards
         place = (wildcards.experiment, wildcards.method, wildcards.source, wildcards.target)
-        return [f"{layout.shard(*place, n, of)}.safetensors" for n in range(1, of + 1)]
+        stems = [layout.shard(*place, number, of) for number in range(1, of + 1)]
+        timing = layout.timing(*place)
+        return [
+            *(f"{stem}.{suffix}" for stem in stems for suffix in ("safetensors", "parquet")),
+            *(str(timing.with_suffix(f".{n}-of-{of}.json")) for n in range(1, of + 1)),
+        ]
 
     def shard_count(self, wildcards: Any) -> int:
         """How many shards a direction has."""

@@ -97,6 +97,24 @@ def test_each_distinct_image_is_embedded_once(make: Make) -> None:
         assert reference in inline
 
 
+def test_an_image_shown_twice_refers_to_its_first_use(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    path = layout.counterfactuals("toy", "pgd", 4, 9).with_suffix(".safetensors")
+    tensors = files.load_tensors(path)
+    files.save_tensors(
+        path, {**tensors, "counterfactual": tensors["query"]}, files.read_metadata(path)
+    )
+    reader = Reader(html.render(made.experiment))
+    embedded_ids = {a["id"] for a in reader.all("img") if a.get("id")}
+    answers = [
+        a["data-copy"]
+        for a in reader.all("img")
+        if "answer-picture" in a.get("class", "") and "data-copy" in a
+    ]
+    assert len(answers) >= 12
+    assert set(answers) <= embedded_ids
+
+
 def test_pictures_are_the_images(make: Make) -> None:
     made = make(pairs=((4, 9),), channels=3)
     reader = Reader(html.render(made.experiment))

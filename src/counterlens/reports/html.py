@@ -79,13 +79,13 @@ class Pictures:
     bytes: int = 0
 
     def inline(self, content: bytes) -> dict[str, str | None]:
-        """`id` and `src` of a first use, or `copy` of a later one."""
+        """`id` and `src` of a first use, or `same_as` of a later one."""
         key = hashlib.sha256(content).hexdigest()
         if key in self.ids:
-            return {"id": None, "src": None, "copy": self.ids[key]}
+            return {"id": None, "src": None, "same_as": self.ids[key]}
         self.ids[key] = f"i{len(self.ids)}"
         self.bytes += len(content) * 4 // 3
-        return {"id": self.ids[key], "src": data_uri(content), "copy": None}
+        return {"id": self.ids[key], "src": data_uri(content), "same_as": None}
 
     def frame(self, content: bytes) -> str:
         """A reference the script understands: `i…` an image of the page, `f…` a frame."""
@@ -512,7 +512,7 @@ def _heroes(directions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _reference(picture: dict[str, str | None]) -> str | None:
-    return picture["id"] or picture["copy"]
+    return picture["id"] or picture["same_as"]
 
 
 def run(name: str, scale: Scale) -> None:
