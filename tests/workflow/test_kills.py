@@ -54,10 +54,17 @@ def test_killed_in_a_training_it_goes_on_from_the_checkpoint(
     """Started from nothing, so that this also compares two whole runs."""
     project = unbuilt()
     log = project.path / "logs/digits/generators/dcgan/all-classes.log"
-    kill_when(project, lambda: log.exists() and len(checkpoints(project)) > 0, "all")
+    results = project.path / "results/digits"
+    others = [results / "classifier", results / "oracles/autoencoders"]
+
+    def saved() -> bool:
+        """The checkpoint is that of the generator: no other training can be under way."""
+        over = all((folder / "model.safetensors").exists() for folder in others)
+        return log.exists() and over and len(checkpoints(project)) == 1
+
+    kill_when(project, saved, "all")
     assert checkpoints(project)
-    trained = project.path / "results/digits/generators/dcgan/all-classes/model.safetensors"
-    assert not trained.exists()
+    assert not (results / "generators/dcgan/all-classes/model.safetensors").exists()
     go_on(project, built)
     total = log.read_text(encoding="utf-8").replace("\r", "\n").splitlines()[-1]
     assert "20/20" not in total, "the training began again"

@@ -72,8 +72,9 @@ def run(
     table["found"] = (
         torch.cat([answer.found.cpu() for answer in found]).numpy() if found else np.array([], bool)
     )
-    shown = data.images[:WITH_PATH].to(device, memory_format=torch.channels_last)
-    if number == 1 and len(shown):
+    before = (number - 1) * experiment.evaluation.shard_size
+    shown = data.images[: max(0, WITH_PATH - before)].to(device, memory_format=torch.channels_last)
+    if len(shown):
         sources = torch.full((len(shown),), source, device=device)
         path = method.path(shown, sources, torch.full_like(sources, target))
         if path is not None:
