@@ -80,6 +80,25 @@ def test_the_stage(experiment, digests, kill, monkeypatch: pytest.MonkeyPatch) -
     assert digests() == written
 
 
+def test_a_generator_is_given_the_images_of_its_scope(
+    experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train.run(experiment, "dcgan", "all-classes", CPU)
+    given: list[base.Training] = []
+    encoder = type(base.create(experiment, "encoder"))
+    original = encoder.fit
+    monkeypatch.setattr(encoder, "fit", lambda self, t: (given.append(t), original(self, t))[1])
+    train.run(experiment, "encoder", "4-9", CPU)
+    for split, images in (("train", given[0].images), ("test", given[0].test_images)):
+        everything = load_split(layout.prepared("digits", split))
+        pair = everything.images[everything.labels != 0]
+        assert 0 < len(pair) < len(everything) and torch.equal(images, pair)
+    decoder = base.load(experiment, "dcgan", "all-classes", CPU)
+    assert given[0].generators.keys() == {"dcgan"} and given[0].classifier is not None
+    for name, value in given[0].generators["dcgan"].state_dict().items():
+        assert torch.equal(value, decoder.state_dict()[name])
+
+
 def test_which_training_serves_a_pair(experiment) -> None:
     assert base.scope(experiment, "dcgan", (4, 9)) == "all-classes"
     assert base.scope(experiment, "encoder", (4, 9)) == "4-9"

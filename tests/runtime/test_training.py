@@ -87,6 +87,7 @@ def test_a_resumed_training_ends_with_the_same_bytes(epoch: int, step: int, chec
     whole = Toy()
     history = whole.train()
     assert history[-1]["loss"] < history[0]["loss"]
+    assert whole.rates == [0.01, 0.01, 0.005, 0.005, 0.0025, 0.0025]  # stepped once per epoch
 
     def die(*now: int) -> None:
         if now == (epoch, step):
