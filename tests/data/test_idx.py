@@ -48,17 +48,30 @@ def test_any_other_length_is_rejected(tmp_path_factory, cut, extra):
 GOOD = idx(np.zeros((2, 3), np.uint8))
 
 
+PACKED = gzip.compress(GOOD, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (gzip.compress(GOOD)[:-9], "cut short"),
-        (gzip.compress(GOOD)[:15], "cut short"),
+        (PACKED[:-9], "cut short"),
+        (PACKED[:15], "cut short"),
         (b"<html>404</html>", "not a readable gzip"),
         (b"\x1f\x8b\x08\x00" + b"\xff" * 40, "not a readable gzip"),
-        (gzip.compress(GOOD)[:-8] + b"\0" * 8, "not a readable gzip"),
-        (gzip.compress(b"\0\0\x0d" + GOOD[3:]), "magic number 0x00000d02"),
-        (gzip.compress(idx(np.zeros(12, np.uint8))), "magic number 0x00000801"),
-        (gzip.compress(b"\0\0"), "too few"),
+        (PACKED[:-8] + b"\0" * 8, "not a readable gzip"),
+        (gzip.compress(b"\0\0\x0d" + GOOD[3:], mtime=0), "magic number 0x00000d02"),
+        (gzip.compress(idx(np.zeros(12, np.uint8)), mtime=0), "magic number 0x00000801"),
+        (gzip.compress(b"\0\0", mtime=0), "too few"),
+    ],
+    ids=[
+        "without its end",
+        "first bytes",
+        "a web page",
+        "damaged at once",
+        "wrong checksum",
+        "wrong type",
+        "labels with images' shape",
+        "nearly empty",
     ],
 )
 def test_damaged_file_is_named_with_its_problem(tmp_path, content, problem):
