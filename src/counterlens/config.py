@@ -96,15 +96,38 @@ class ClassifierOptions(Options):
 
 
 class GeneratorOptions(Options):
-    """`per_pair`: trained once per class pair instead of once for all classes."""
+    """`per_pair`: trained once per class pair instead of once for all classes.
+
+    `decodes`, `encodes`: what it can do with a latent and with an image.
+    """
 
     per_pair: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
     has_discriminator: ClassVar[bool] = False
+    decodes: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False
 
     def requires(self) -> tuple[str, ...]:
         """Ids of the generators that must be trained before this one."""
         return ()
+
+    def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
+        """Why it cannot work with the generators it requires; None if it can."""
+        return None
+
+
+def latents_differ(
+    generators: Mapping[str, GeneratorOptions], encoder: str, decoder: str
+) -> str | None:
+    """Why an encoder's latents are not what a decoder takes; None if they are."""
+    if not generators[decoder].decodes:
+        return f"'{decoder}' decodes no latents"
+    if not generators[encoder].encodes:
+        return f"'{encoder}' encodes no images"
+    sizes = [getattr(generators[name], "latent_dim", None) for name in (encoder, decoder)]
+    if sizes[0] != sizes[1]:
+        return f"'{encoder}' has latents of size {sizes[0]}, '{decoder}' of size {sizes[1]}"
+    return None
 
 
 class OracleOptions(Options):
@@ -470,6 +493,8 @@ def _check(path: Path, experiment: Experiment) -> None:
                 fail(f"generators.{name}", "needs itself, by way of the generators that it needs")
             behind |= needs
             waiting += needs
+        if reason := experiment.generators[name].conflict(experiment.generators):
+            fail(f"generators.{name}", reason)
     for name, method in experiment.methods.items():
         if name == ORIGINAL_DATA:
             fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
@@ -507,7 +532,7 @@ def load_table(name: str) -> Table:
     for path in sorted(folder.glob("*.yaml")):
         if name == path.stem or name.startswith(f"{path.stem}-"):
             content = read_yaml(path)
-            variants = content.pop("variants", {})
+            variants = content.pop("variants", None) or {}
             variant = name.removeprefix(path.stem).removeprefix("-")
             if variant and variant not in variants:
                 continue
@@ -521,7 +546,7 @@ def table_names() -> list[str]:
     """Every table id: each file under `config/tables/` and its variants."""
     names = []
     for path in sorted((CONFIG_DIR / "tables").glob("*.yaml")):
-        variants = read_yaml(path).get("variants", {})
+        variants = read_yaml(path).get("variants") or {}
         names += [path.stem, *(f"{path.stem}-{variant}" for variant in variants)]
     return names
 

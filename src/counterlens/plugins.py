@@ -60,12 +60,21 @@ def source_file(section: str, kind: str) -> Path:
 def options_class(section: str, kind: str) -> type[Options]:
     """The plugin's `Options`, without importing the plugin (and torch with it)."""
     path = source_file(section, kind)
-    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid Python: {error}") from None
     kept = [node for node in tree.body if _is_torch_free(node)]
     name = f"counterlens.plugins.options_of.{section}.{path.stem}"
     module = ModuleType(name)
     sys.modules[name] = module
-    exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
+    try:
+        exec(compile(ast.Module(kept, []), str(path), "exec"), module.__dict__)
+    except Exception as error:
+        raise UserError(
+            f"{path}: class Options cannot be read by itself ({error}); it may use only classes "
+            f"named ...Options and imports from {', '.join(TORCH_FREE)}"
+        ) from None
     options = module.__dict__.get("Options")
     if not (isinstance(options, type) and issubclass(options, Options)) or options is Options:
         raise UserError(f"{path}: defines no class Options")

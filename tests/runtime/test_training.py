@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -168,11 +170,14 @@ def test_it_stops_without_a_checkpoint_too(value: float) -> None:
 def test_the_folder_is_named_by_settings_inputs_and_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, code = tmp_path / "data", tmp_path / "code"
+    data, code = tmp_path / "data", tmp_path / "method.py"
     data.write_text("1")
-    (code / "deep").mkdir(parents=True)
-    (code / "deep" / "module.py").write_text("x = 1")
-    monkeypatch.setattr(training, "PACKAGE", code)
+    code.write_text("x = 1")
+    plugin = ModuleType("counterlens_plugin_methods_method")
+    plugin.__file__ = str(code)
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    assert {code, Path(training.__file__)} <= {*training.loaded_code()}
+    assert all("counterlens" in path.parts or path == code for path in training.loaded_code())
 
     def folder(settings: object, *inputs: Path) -> Path:
         return Checkpoint(settings, inputs).folder
@@ -184,7 +189,7 @@ def test_the_folder_is_named_by_settings_inputs_and_code(
     folders.add(folder({"a": 1, "b": 2}, data))
     data.write_text("1")
     assert folder({"a": 1, "b": 2}, data) == first  # content decides, not time
-    (code / "deep" / "module.py").write_text("x = 2")
+    code.write_text("x = 2")
     folders.add(folder({"a": 1, "b": 2}, data))
     assert len(folders) == 5
 

@@ -7,7 +7,7 @@ since regressing latents alone loses the class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -34,6 +34,8 @@ class Options(GeneratorOptions):
 
     per_pair: ClassVar[bool] = True
     uses_classifier: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
+    encodes: ClassVar[bool] = True
 
     generator: str
     latent_dim: int = Field(default=100, gt=0)
@@ -52,6 +54,16 @@ class Options(GeneratorOptions):
     def requires(self) -> tuple[str, ...]:
         """The decoder whose latents it finds."""
         return (self.generator,)
+
+    def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
+        """The decoder must take its latents."""
+        decoder = generators[self.generator]
+        if not decoder.decodes:
+            return f"'{self.generator}' decodes no latents"
+        size = getattr(decoder, "latent_dim", None)
+        if size != self.latent_dim:
+            return f"latent_dim: {self.latent_dim}, but '{self.generator}' takes {size}"
+        return None
 
 
 class DCGANEncoder(Generator):

@@ -31,6 +31,7 @@ class Options(GeneratorOptions):
     """`beta` weighs the Kullback-Leibler term against the summed L1 reconstruction."""
 
     uses_classifier: ClassVar[bool] = True
+    encodes: ClassVar[bool] = True
 
     latent_dim: int = Field(default=32, gt=0)
     width: int = Field(default=32, gt=0)

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.config import GeneratorOptions, MethodOptions
+from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
 from counterlens.methods.base import Explanation, Method, Task
 from counterlens.runtime.device import autocast
@@ -72,7 +72,9 @@ class Options(MethodOptions):
         return tuple(dict.fromkeys((self.generator, self.encoder)))
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
-        """The adversarial loss needs a discriminator."""
+        """One latent space, and a discriminator for the adversarial loss."""
+        if reason := latents_differ(generators, self.encoder, self.generator):
+            return reason
         if self.gamma and not generators[self.generator].has_discriminator:
             return f"gamma: {self.gamma} needs a discriminator, '{self.generator}' has none; use 0"
         return None
@@ -153,6 +155,9 @@ class C3LT(Method):
             for name, label in (("g", second), ("h", first))
             if bool((target == label).any())
         }
+        unknown = sorted({*target.tolist()} - {first, second})
+        if unknown:
+            raise ValueError(f"targets {unknown} are not of the pair {self.task.pair}")
         if len(walks) == 1:
             return next(iter(walks.values()))
         if not walks:

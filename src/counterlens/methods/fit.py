@@ -23,7 +23,8 @@ def run(experiment: Experiment, name: str, pair: Pair, device: torch.device) -> 
         generators.model_file(experiment, other, generators.scope(experiment, other, pair))
         for other in options.generators()
     ]
-    settings = {**experiment.settings("methods", name), "pair": list(pair)}
+    settings = {"options": options.model_dump(mode="json", exclude={"pairs"}), "pair": list(pair)}
+    settings |= {"seed": experiment.seed, "experiment": experiment.name}
     inputs = [train_file, classifiers.model_file(experiment), *models]
     checkpoint = Checkpoint(settings, inputs)
     method = base.create(experiment, name, pair, device)

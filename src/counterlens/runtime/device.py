@@ -13,8 +13,8 @@ from torch import nn
 def setup(threads: int) -> torch.device:
     """Choose the GPU if one is visible; fix threads and deterministic algorithms."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_flush_denormal(True)  # worker threads inherit it, so before there are any
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
     torch.use_deterministic_algorithms(True)
     # Deterministic mode would also fill every new tensor, which costs time and changes nothing.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010

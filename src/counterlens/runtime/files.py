@@ -63,7 +63,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that makes it") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: damaged JSON ({error}); delete it and rerun") from None
 
 
@@ -100,23 +100,34 @@ def load_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    try:
+    with _whole_safetensors(path):
         return load_file(path)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The text metadata that `save_tensors` wrote.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    from safetensors import safe_open
+
+    with _whole_safetensors(path), safe_open(path, "numpy") as opened:
+        return json.loads((opened.metadata() or {}).get(METADATA, "{}"))
+
+
+@contextmanager
+def _whole_safetensors(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the stage that makes it") from None
     except SafetensorError as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}); delete it") from None
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The text metadata that `save_tensors` wrote."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as opened:
-        return json.loads((opened.metadata() or {}).get(METADATA, "{}"))
 
 
 def sha256(path: Path) -> str:

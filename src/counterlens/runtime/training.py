@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +20,6 @@ from counterlens import layout
 from counterlens.errors import UserError
 from counterlens.runtime import files
 from counterlens.runtime.progress import progress
-
-PACKAGE = Path(__file__).parents[1]
 
 Losses = dict[str, torch.Tensor]
 History = list[dict[str, float]]
@@ -36,18 +36,28 @@ class Stateful(Protocol):
 class Checkpoint:
     """Resumable state of one training, in a folder named by all that determines its result.
 
-    The folder's name is the hash of the settings, the inputs' content and the package's code,
-    so that a training never continues from a state that belongs to another one.
+    The folder's name is the hash of the settings, the inputs' content and the code loaded when
+    the training starts, so that it never continues from a state that belongs to another one.
     """
 
     def __init__(self, settings: object, inputs: Iterable[Path], seconds: float = 30.0) -> None:
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for path in [*inputs, *sorted(PACKAGE.rglob("*.py"))]:
-            digest.update(files.sha256(path).encode())
-        self.folder = layout.CHECKPOINTS / digest.hexdigest()[:32]
-        self.path = self.folder / "state.pt"
+        self.settings = settings
+        self.inputs = list(inputs)
         self.seconds = seconds
         self._saved_at = time.monotonic()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where the state lies."""
+        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for path in [*self.inputs, *loaded_code()]:
+            digest.update(files.sha256(path).encode())
+        return layout.CHECKPOINTS / digest.hexdigest()[:32]
+
+    @property
+    def path(self) -> Path:
+        """The state itself."""
+        return self.folder / "state.pt"
 
     def load(self) -> dict[str, Any] | None:
         """The last state, or None at the start."""
@@ -68,6 +78,15 @@ class Checkpoint:
     def remove(self) -> None:
         """Forget the state: the outputs are written."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def loaded_code() -> list[Path]:
+    """The source files of the package and of users' plugins that this process has imported."""
+    return sorted(
+        Path(file)
+        for name, module in list(sys.modules.items())
+        if name.startswith("counterlens") and (file := getattr(module, "__file__", None))
+    )
 
 
 def train(
