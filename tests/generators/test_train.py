@@ -58,7 +58,8 @@ def test_the_stage(experiment, digests, kill, monkeypatch: pytest.MonkeyPatch) -
         assert Image.open(folder / "samples.png").size[0] == 2 * (8 * 30 - 2)
         model = base.load(experiment, name, scope, CPU)
         assert not model.training and not any(p.requires_grad for p in model.parameters())
-        assert card["parameters"] == sum(p.numel() for p in model.parameters())
+        fresh = base.create(experiment, name)
+        assert card["parameters"] == sum(p.numel() for p in fresh.parameters())
 
     # the encoder saw its pair only: the card's numbers are those of the pair's test images
     encoder = base.load(experiment, "encoder", "4-9", CPU)

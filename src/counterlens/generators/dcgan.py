@@ -125,7 +125,7 @@ def decoder(latent_dim: int, width: int, channels: int) -> nn.Sequential:
         return [
             nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         ]
 
     return nn.Sequential(
@@ -145,12 +145,12 @@ def discriminator(width: int, channels: int) -> nn.Sequential:
         return [
             nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False),
             nn.BatchNorm2d(outputs),
-            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, inplace=True),
         ]
 
     return nn.Sequential(
         nn.Conv2d(channels, width, 4, 2, 1, bias=False),
-        nn.LeakyReLU(0.2),
+        nn.LeakyReLU(0.2, inplace=True),
         *down(width, 2 * width),
         *down(2 * width, 4 * width),
         nn.Conv2d(4 * width, 1, 4, 2, 1, bias=False),

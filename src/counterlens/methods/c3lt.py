@@ -245,10 +245,7 @@ class Objective:
             codes.append(torch.cat([h(z_moved[:half]), g(z_moved[half:])]))
         with autocast(x.device, options.precision):
             decoded = method.generator.decode(torch.cat(codes))
-            counterfactual = decoded[: len(x)]
-            needs_cycle_maps = bool(options.beta)
-            maps = method.task.classifier.maps(decoded if needs_cycle_maps else counterfactual)
-            logits = method.task.classifier.classify(maps[-1][: len(x)]).float()
+            logits = method.task.classifier(decoded[: len(x)]).float()
         losses = {"classification": self.classification(logits, target)}
         decoded = decoded.float()
         if options.alpha:
@@ -258,9 +255,10 @@ class Objective:
                     reference = method.generator.decode(z)
             losses["proximity"] = self.proximity(2 * reference - 1, 2 * decoded[: len(x)] - 1)
         if options.beta:
-            with torch.no_grad(), autocast(x.device, options.precision):
-                wanted = method.task.classifier.maps(x)
-            found = [feature_map[len(x) :] for feature_map in maps]
+            with autocast(x.device, options.precision):
+                found = method.task.classifier.maps(decoded[len(x) :])
+                with torch.no_grad():
+                    wanted = method.task.classifier.maps(x)
             differences = [
                 *((a.float() - b.float()).abs() for a, b in zip(wanted, found, strict=True)),
                 2 * (x - decoded[len(x) :]).abs(),
