@@ -58,11 +58,11 @@ class PGD(Method):
             noise = torch.stack([torch.rand(x.shape[1:], generator=one) for one in randomness])
             moved += options.epsilon * (2 * noise.to(x.device) - 1)
             moved = torch.clamp(moved, low, high)
+        moved.requires_grad_(True)
         for _ in range(options.steps):
-            moved.requires_grad_(True)
             seen = (moved + 1) / 2 if options.feed_unnormalised else moved
             loss = functional.cross_entropy(self.task.classifier(seen), target, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, moved)
-            moved = moved.detach() - options.step_size * gradient.sign()
-            moved = torch.clamp(moved, low, high)
+            with torch.no_grad():
+                moved.sub_(gradient.sign_(), alpha=options.step_size).clamp_(low, high)
         return Explanation(moved.detach(), torch.ones_like(target, dtype=torch.bool))
