@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs inside a fresh conda environment, from the project's folder. Snakemake hashes this file,
 # so the line below (written by "make lock") makes a changed lock a changed environment.
-lock_sha256=5ba9b8a46bedf28648e80739a37fb03f21f779b3797ee9cbc784e5cbf996e481
+lock_sha256=54cd0ea226978effd52ce2b73b03bf62f06a5c5e729fd615658dc65762a4330e
 set -euo pipefail
 
 if [[ ! -f envs/requirements.lock ]]; then

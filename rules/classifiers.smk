@@ -7,6 +7,7 @@ rule classifier:
         card="results/{experiment}/classifier/card.json",
         training="results/{experiment}/classifier/training.csv",
         predictions="results/{experiment}/classifier/predictions.parquet",
+        embeddings="results/{experiment}/classifier/embeddings.safetensors",
     log:
         "logs/{experiment}/classifier.log",
     benchmark:

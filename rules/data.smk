@@ -16,11 +16,11 @@ rule fetch:
         mem_mb=500,
         runtime=60,
     params:
-        kind=project.dataset_kind,
+        dataset=project.dataset_arguments,
     message:
         "downloading {wildcards.file} of {wildcards.dataset}"
     shell:
-        "counterlens fetch --dataset {params.kind} --file {wildcards.file}" " > {log} 2>&1"
+        "counterlens fetch --dataset {params.dataset} --file {wildcards.file}" " > {log} 2>&1"
 
 
 rule prepare:
@@ -42,11 +42,11 @@ rule prepare:
         mem_mb=4000,
         runtime=30,
     params:
-        kind=project.dataset_kind,
+        dataset=project.dataset_arguments,
     message:
         "preparing {wildcards.dataset}"
     shell:
-        "counterlens prepare --dataset {params.kind} > {log} 2>&1"
+        "counterlens prepare --dataset {params.dataset} > {log} 2>&1"
 
 
 rule weights:

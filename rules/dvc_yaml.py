@@ -180,20 +180,24 @@ class Stages:
         """Training, where there is any, and the counterfactual sets of a method."""
         outs = [counterfactuals(e, method)]
         needed: tuple[str, ...] = ()
+        borrowed: list[Path] = []
         sections = ["pairs", "evaluation"]
         if method != ORIGINAL_DATA:
             options = e.methods[method]
             needed = options.generators()
             sections.append(f"methods.{method}")
             outs.append(layout.TIMINGS / e.name / method)
-            if options.trainable:
+            if method in e.trained_methods():
                 outs.insert(0, trained_method(e, method))
+            elif options.trained_as is not None:
+                borrowed.append(trained_method(e, options.trained_as))
         return self.stage(
             f"counterfactuals_{e.name}_{method}",
             deps=[
                 layout.PREPARED / e.dataset.name,
                 layout.classifier(e.name),
                 *(generator(e, name) for name in needed),
+                *borrowed,
             ],
             parameters=parameters(e.name, *sections),
             outs=outs,
@@ -224,7 +228,7 @@ class Stages:
             deps=[
                 layout.PREPARED / e.dataset.name,
                 *models(e),
-                *(trained_method(e, name) for name, m in e.methods.items() if m.trainable),
+                *(trained_method(e, name) for name in e.trained_methods()),
                 *(counterfactuals(e, name) for name in e.methods),
                 *(metrics(e, name) for name in (*e.methods, ORIGINAL_DATA)),
                 *(layout.TIMINGS / e.name / name for name in e.methods),
@@ -269,6 +273,7 @@ class Stages:
             deps=[
                 *(counterfactuals(e, name) for name in figure.methods),
                 *(metrics(e, name) for name in judged),
+                *([layout.classifier(e.name)] if figure.kind == "tsne" else []),
             ],
             parameters=[(f"{CONFIG_DIR}/figures/{figure.name}.yaml", ())],
             outs=[layout.FIGURES / f"{figure.name}.png"],

@@ -5,12 +5,12 @@ rule fit:
         generators=project.method_generators,
         code=project.fit_code,
     output:
-        model="results/{experiment}/methods/{method}/{pair}/model.safetensors",
-        training="results/{experiment}/methods/{method}/{pair}/training.csv",
+        model="results/{experiment}/methods/{method}/{scope}/model.safetensors",
+        training="results/{experiment}/methods/{method}/{scope}/training.csv",
     log:
-        "logs/{experiment}/methods/{method}/{pair}.log",
+        "logs/{experiment}/methods/{method}/{scope}.log",
     benchmark:
-        "benchmarks/{experiment}/methods/{method}/{pair}.tsv"
+        "benchmarks/{experiment}/methods/{method}/{scope}.tsv"
     retries: 2
     conda:
         "../envs/conda.yaml"
@@ -23,10 +23,10 @@ rule fit:
         scale=project.scale,
         settings=project.method_settings,
     message:
-        "training {wildcards.method} of {wildcards.experiment} on {wildcards.pair}"
+        "training {wildcards.method} of {wildcards.experiment} on {wildcards.scope}"
     shell:
         "counterlens fit --experiment {wildcards.experiment} --scale {params.scale}"
-        " --method {wildcards.method} --pair {wildcards.pair}"
+        " --method {wildcards.method} --scope {wildcards.scope}"
         " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"
 
 
@@ -34,6 +34,7 @@ rule explain:
     input:
         data=project.dataset_of,
         classifier="results/{experiment}/classifier/model.safetensors",
+        predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
         code=project.explain_code,
@@ -73,6 +74,7 @@ rule explain_shard:
     input:
         data=project.dataset_of,
         classifier="results/{experiment}/classifier/model.safetensors",
+        predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
         code=project.explain_code,
@@ -167,7 +169,7 @@ rule original_data:
         runtime=30,
     params:
         scale=project.scale,
-        settings=project.original_data_settings,
+        settings=project.evaluation_settings,
     message:
         "collecting real images of class {wildcards.target} ({wildcards.experiment})"
     shell:

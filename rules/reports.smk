@@ -52,6 +52,36 @@ rule figure:
         "counterlens figure --figure {wildcards.figure} --scale {params.scale} > {log} 2>&1"
 
 
+rule animations:
+    input:
+        sets=project.animation_inputs,
+        code=project.report_code("animations"),
+    output:
+        report(
+            directory("results/{experiment}/animations/{method}/{dataset}/{scope}"),
+            patterns=["{name}.mp4"],
+            category="Animations",
+        ),
+    log:
+        "logs/{experiment}/animations/{method}/{dataset}/{scope}.log",
+    benchmark:
+        "benchmarks/{experiment}/animations/{method}/{dataset}/{scope}.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    params:
+        scale=project.scale,
+        settings=project.evaluation_settings,
+    message:
+        "animating {wildcards.method} on {wildcards.scope} ({wildcards.experiment})"
+    shell:
+        "counterlens animations --experiment {wildcards.experiment} --scale {params.scale}"
+        " --method {wildcards.method} --pair {wildcards.scope} > {log} 2>&1"
+
+
 rule cost:
     input:
         timings=project.timing_inputs,

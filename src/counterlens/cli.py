@@ -17,7 +17,7 @@ from counterlens.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from counterlens.config import Experiment
+    from counterlens.config import DatasetOptions, Experiment
 
 DESCRIPTION = "The stages of the pipeline; `snakemake` runs them in order."
 Arguments = argparse.Namespace
@@ -69,13 +69,16 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument("--target", type=int, required=True, help="class index aimed at")
         return found
 
-    found = stage("fetch", fetch, "download one raw file of a dataset")
-    found.add_argument("--dataset", required=True)
+    def with_dataset(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        found.add_argument("--dataset", required=True, help="name, or path/to/file.py")
+        found.add_argument("--set", action="append", metavar="KEY=VALUE", help="one of its options")
+        return found
+
+    found = with_dataset(stage("fetch", fetch, "download one raw file of a dataset"))
     found.add_argument("--file", required=True)
     found.add_argument("--mirror", help="folder or URL laid out as <dataset>/<file>, tried first")
 
-    found = stage("prepare", prepare, "bring a dataset to the common format")
-    found.add_argument("--dataset", required=True)
+    with_dataset(stage("prepare", prepare, "bring a dataset to the common format"))
 
     found = stage("weights", weights, "download a named pretrained weight, or record why not")
     found.add_argument("--weight", required=True)
@@ -90,9 +93,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--generator", required=True)
     found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
-    found = with_device(with_experiment(stage("fit", fit, "train a method on one pair")))
+    found = with_device(with_experiment(stage("fit", fit, "train a method")))
     found.add_argument("--method", required=True)
-    found.add_argument("--pair", required=True, help="a pair such as 4-9")
+    found.add_argument("--scope", required=True, help="a pair such as 4-9, or 'all-pairs'")
 
     found = with_device(with_experiment(stage("explain", explain, "explain one direction")))
     with_direction(found).add_argument("--method", required=True)
@@ -114,6 +117,9 @@ def parser() -> argparse.ArgumentParser:
     found = with_scale(stage("figure", figure, "draw one figure of a paper"))
     found.add_argument("--figure", required=True)
     with_experiment(stage("cost", cost, "gather an experiment's seconds per image"))
+    found = with_experiment(stage("animations", animations, "animate the paths of one pair"))
+    found.add_argument("--method", required=True)
+    found.add_argument("--pair", required=True, help="a pair such as 4-9")
     with_experiment(stage("report", report, "build an experiment's HTML report"))
     stage("check", check, "validate every file under config/")
 
@@ -159,21 +165,26 @@ def device(arguments: Arguments) -> torch.device:
     return setup(arguments.threads)
 
 
-def fetch(arguments: Arguments) -> None:
-    from counterlens.data.fetch import fetch_dataset_file, load_dataset
+def dataset(arguments: Arguments) -> DatasetOptions:
+    """The dataset that `fetch` or `prepare` is asked for."""
+    from counterlens.config import dataset_options
 
-    folder = layout.raw(load_dataset(arguments.dataset).name)
-    fetch_dataset_file(
-        arguments.dataset, arguments.file, folder / arguments.file, arguments.mirror or None
-    )
+    return dataset_options(arguments.dataset, arguments.set or [])
+
+
+def fetch(arguments: Arguments) -> None:
+    from counterlens.data.fetch import fetch_dataset_file
+
+    chosen = dataset(arguments)
+    output = layout.raw(chosen.name) / arguments.file
+    fetch_dataset_file(chosen, arguments.file, output, arguments.mirror or None)
 
 
 def prepare(arguments: Arguments) -> None:
     from counterlens.data import prepare
-    from counterlens.data.fetch import load_dataset
 
-    name = load_dataset(arguments.dataset).name
-    prepare.prepare(arguments.dataset, layout.raw(name), layout.PREPARED / name)
+    chosen = dataset(arguments)
+    prepare.prepare(chosen, layout.raw(chosen.name), layout.PREPARED / chosen.name)
 
 
 def weights(arguments: Arguments) -> None:
@@ -204,12 +215,10 @@ def generator(arguments: Arguments) -> None:
 
 
 def fit(arguments: Arguments) -> None:
-    from counterlens.config import parse_pair
-
     chosen, where = experiment(arguments), device(arguments)
     from counterlens.methods import fit
 
-    fit.run(chosen, arguments.method, parse_pair(arguments.pair), where)
+    fit.run(chosen, arguments.method, arguments.scope, where)
 
 
 def explain(arguments: Arguments) -> None:
@@ -264,6 +273,13 @@ def cost(arguments: Arguments) -> None:
     from counterlens.reports import timing
 
     timing.run(arguments.experiment, scale(arguments))
+
+
+def animations(arguments: Arguments) -> None:
+    from counterlens.config import parse_pair
+    from counterlens.reports import animations
+
+    animations.run(experiment(arguments), arguments.method, parse_pair(arguments.pair))
 
 
 def report(arguments: Arguments) -> None:

@@ -26,6 +26,7 @@ from counterlens.errors import UserError
 CONFIG_DIR = Path("config")
 ORIGINAL_DATA = "original-data"
 ALL_CLASSES = "all-classes"
+ALL_PAIRS = "all-pairs"
 T = TypeVar("T", bound=BaseModel)
 IDENTIFIER = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
@@ -63,7 +64,11 @@ class Options(Model):
 
 
 class DatasetOptions(Options):
-    """`files` are the raw files to download; `shape` is (C, H, W)."""
+    """`files` are the raw files to download; `shape` is (C, H, W).
+
+    A dataset with options of its own overrides `name`, so that each choice has its own folder, and
+    `classes` or `shape` where they depend on the choice.
+    """
 
     classes: ClassVar[tuple[str, ...]] = ()
     shape: ClassVar[tuple[int, int, int]]
@@ -72,8 +77,18 @@ class DatasetOptions(Options):
 
     @property
     def name(self) -> str:
-        """The dataset's name in paths and mirrors, e.g. `fashion-mnist`."""
+        """The dataset's name in paths, e.g. `fashion-mnist`."""
+        return self.mirror_folder
+
+    @property
+    def mirror_folder(self) -> str:
+        """The folder of its files in a mirror."""
         return Path(self.kind).stem.replace("_", "-")
+
+    def arguments(self) -> str:
+        """The dataset as `counterlens fetch` and `prepare` are told of it."""
+        chosen = self.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)
+        return " ".join([self.kind, *(f"--set {key}={value}" for key, value in chosen.items())])
 
 
 class ClassifierOptions(Options):
@@ -137,12 +152,34 @@ class OracleOptions(Options):
 
 
 class MethodOptions(Options):
-    """`pairs` restricts the method to some of the experiment's pairs."""
+    """`pairs` restricts the method to some of the experiment's pairs.
+
+    `trained_as` names the method of the same kind whose trained model it uses instead of one of
+    its own. `explaining`: the options that shape explanations and not the training, in which the
+    two may differ.
+    """
 
     trainable: ClassVar[bool] = False
     requires_gap: ClassVar[bool] = False
+    explaining: ClassVar[tuple[str, ...]] = ()
 
     pairs: tuple[Pair, ...] | None = None
+    trained_as: Identifier | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether one training serves all pairs of the method."""
+        return False
+
+    @property
+    def animated(self) -> bool:
+        """Whether the method's paths, with the confidences it intends, are made into animations."""
+        return False
+
+    def training(self) -> dict[str, Any]:
+        """The options that shape the training, as plain JSON values."""
+        without = {"pairs", "trained_as", *self.explaining}
+        return self.model_dump(mode="json", exclude=without)
 
     def generators(self) -> tuple[str, ...]:
         """Ids of the experiment's generators that the method uses."""
@@ -180,11 +217,22 @@ class MetricOptions(Options):
 
 
 class Evaluation(Model):
-    """At most `images` queries per direction (test-set order), in shards of `shard_size`."""
+    """At most `images` queries per direction (test-set order), in shards of `shard_size`.
+
+    `queries`: `label` takes the test images of the source class, `predicted` those of them that
+    the classifier answers correctly. `errors`: of a direction, at most so many images of the
+    target class that the classifier takes for the source class stand before them; no metric
+    counts these. `paths`: for how many queries per direction a method's path is kept.
+    `animations`: how many of the paths are animated, besides those of the errors.
+    """
 
     images: int = Field(gt=0)
     shard_size: int = Field(default=2000, gt=0)
     batch_size: int = Field(default=256, gt=0)
+    queries: Literal["label", "predicted"] = "label"
+    errors: int = Field(default=0, ge=0)
+    paths: int = Field(default=24, ge=0)
+    animations: int = Field(default=2, ge=0)
 
     @property
     def shards(self) -> int:
@@ -212,6 +260,22 @@ class Experiment(Model):
         """The pairs a method (or `original-data`) is run on, in the experiment's order."""
         chosen = None if method == ORIGINAL_DATA else self.methods[method].pairs
         return self.pairs if chosen is None else tuple(p for p in self.pairs if p in chosen)
+
+    def trained_methods(self) -> tuple[str, ...]:
+        """The methods that have a training of their own."""
+        return tuple(n for n, m in self.methods.items() if m.trainable and m.trained_as is None)
+
+    def training_scopes(self, method: str) -> dict[str, tuple[Pair, ...]]:
+        """What a method is trained on: each pair by itself, or all of its pairs together."""
+        pairs = self.method_pairs(method)
+        if self.methods[method].joint:
+            return {ALL_PAIRS: pairs}
+        return {pair_name(pair): (pair,) for pair in pairs}
+
+    def training_of(self, method: str, pair: Pair) -> tuple[str, str]:
+        """Which training, as (method, scope), a method uses on a pair."""
+        options = self.methods[method]
+        return options.trained_as or method, ALL_PAIRS if options.joint else pair_name(pair)
 
     def directions(self, method: str) -> tuple[Pair, ...]:
         """Both halves (source, target) of every pair of a method."""
@@ -303,7 +367,7 @@ class Figure(Model):
     name: Identifier
     title: str
     paper: str
-    kind: Literal["cout", "latent-change", "traversal", "gallery"]
+    kind: Literal["cout", "latent-change", "traversal", "gallery", "path", "tsne"]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)
     directions: tuple[Pair, ...] = Field(min_length=1)
@@ -465,6 +529,25 @@ def load_experiment(name: str, scale: Scale) -> Experiment:
     return experiment
 
 
+def dataset_options(kind: str, settings: Iterable[str]) -> DatasetOptions:
+    """A dataset as `DatasetOptions.arguments` names it: kind and `key=value` settings.
+
+    Raises:
+        UserError: there is no such dataset or setting.
+    """
+    from counterlens import plugins
+
+    content: dict[str, Any] = {"kind": kind}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: write KEY=VALUE")
+        content[key] = yaml.safe_load(value)
+    model = plugins.options_class("data", kind)
+    assert issubclass(model, DatasetOptions)
+    return _validate(Path("--set"), "", model, content)
+
+
 def _check(path: Path, experiment: Experiment) -> None:
     """What no single key can tell: pairs, references and combinations."""
 
@@ -509,6 +592,14 @@ def _check(path: Path, experiment: Experiment) -> None:
                 fail(f"methods.{name}", f"needs generator '{needed}'; defined: {known}")
         if reason := method.conflict(experiment.generators):
             fail(f"methods.{name}", reason)
+        for needed in method.generators():
+            if method.joint and experiment.generators[needed].per_pair:
+                fail(
+                    f"methods.{name}",
+                    f"one training serves all pairs, but generator '{needed}' is trained per pair",
+                )
+        if reason := _cannot_share(experiment, name):
+            fail(f"methods.{name}.trained_as", reason)
         if method.requires_gap and not experiment.classifier.has_gap:
             fail(
                 f"methods.{name}",
@@ -524,6 +615,25 @@ def _check(path: Path, experiment: Experiment) -> None:
     for name in names:
         if names.count(name) > 1:
             fail("metrics", f"two metrics give the column '{name}'")
+
+
+def _cannot_share(experiment: Experiment, name: str) -> str | None:
+    """Why a method cannot use the training that its `trained_as` names; None if it can."""
+    method = experiment.methods[name]
+    if method.trained_as is None:
+        return None
+    known = ", ".join(n for n in experiment.trained_methods() if n != name) or "none"
+    if method.trained_as not in experiment.trained_methods():
+        return f"'{method.trained_as}' has no training of its own; those that have: {known}"
+    other = experiment.methods[method.trained_as]
+    ours, theirs = method.training(), other.training()
+    different = sorted(key for key in ours | theirs if ours.get(key) != theirs.get(key))
+    if different:
+        return f"'{method.trained_as}' is trained with other values of {', '.join(different)}"
+    missing = {*experiment.method_pairs(name)} - {*experiment.method_pairs(method.trained_as)}
+    if missing:
+        return f"'{method.trained_as}' is not trained on {[list(pair) for pair in sorted(missing)]}"
+    return None
 
 
 def load_table(name: str) -> Table:

@@ -49,9 +49,9 @@ def generator(experiment: str, name: str, scope: str) -> Path:
     return RESULTS / experiment / "generators" / name / scope
 
 
-def method(experiment: str, name: str, pair: str) -> Path:
-    """Folder of a trained method."""
-    return RESULTS / experiment / "methods" / name / pair
+def method(experiment: str, name: str, scope: str) -> Path:
+    """Folder of a method trained on one pair or on `all-pairs`."""
+    return RESULTS / experiment / "methods" / name / scope
 
 
 def counterfactuals(experiment: str, method: str, source: int, target: int) -> Path:
@@ -73,6 +73,11 @@ def timing(experiment: str, method: str, source: int, target: int) -> Path:
 def metrics(experiment: str, method: str, source: int, target: int) -> Path:
     """Metrics of a counterfactual set, without suffix (`.json`, `.parquet`)."""
     return RESULTS / experiment / "metrics" / method / f"{source}_to_{target}"
+
+
+def animations(experiment: str, method: str, dataset: str, pair: str) -> Path:
+    """Folder of the animated paths of a pair."""
+    return RESULTS / experiment / "animations" / method / dataset / pair
 
 
 def report(experiment: str) -> Path:

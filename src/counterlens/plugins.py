@@ -23,7 +23,7 @@ from counterlens.errors import UserError
 PACKAGE = Path(__file__).parent
 TORCH_FREE = ("typing", "collections", "enum", "math", "pydantic", "counterlens.config")
 NOT_PLUGINS = {
-    "data": {"base", "fetch", "prepare", "idx", "weights"},
+    "data": {"base", "fetch", "prepare", "idx", "medmnist", "celeba_labels", "weights"},
     "classifiers": {"base", "train"},
     "generators": {"base", "train"},
     "oracles": {"base", "train"},

@@ -16,6 +16,7 @@ from typing import Any
 from counterlens import layout, plugins
 from counterlens.config import (
     ALL_CLASSES,
+    ALL_PAIRS,
     CONFIG_DIR,
     ORIGINAL_DATA,
     Experiment,
@@ -210,10 +211,17 @@ class Workflow:
         return [str(layout.prepared(dataset, split)) for split in ("train", "test")]
 
     def experiment_target(self, name: str) -> list[str]:
-        """An experiment's report, its costs, and the tables about it alone."""
+        """An experiment's report, costs and animations, and the tables about it alone."""
+        e = self.experiments[name]
+        animated = [
+            str(layout.animations(name, method, e.dataset.name, pair_name(pair)))
+            for method in e.methods
+            if e.methods[method].animated and e.evaluation.animations
+            for pair in e.method_pairs(method)
+        ]
         own = [table for table, content in self.tables.items() if content.experiments == (name,)]
         tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
-        return [str(layout.report(name)), *tables]
+        return [str(layout.report(name)), *tables, *animated]
 
     def named_targets(self) -> dict[str, list[str]]:
         """Files by target name: every table, figure and experiment, and the groups of `dvc.yaml`.
@@ -251,9 +259,9 @@ class Workflow:
         options = self.datasets[wildcards.dataset]
         return [str(layout.raw(options.name) / file) for file in options.files]
 
-    def dataset_kind(self, wildcards: Any) -> str:
-        """A dataset's plugin: its name, or a user's own file."""
-        return self.datasets[wildcards.dataset].kind
+    def dataset_arguments(self, wildcards: Any) -> str:
+        """A dataset's plugin and options, as the command line takes them."""
+        return self.datasets[wildcards.dataset].arguments()
 
     def dataset_of(self, wildcards: Any) -> list[str]:
         """The prepared splits of a job's experiment."""
@@ -286,14 +294,22 @@ class Workflow:
         e = self.experiments[wildcards.experiment]
         if not e.methods[wildcards.method].trainable:
             return []
-        folder = layout.method(e.name, wildcards.method, pair_name(self.pair(wildcards)))
+        pair = e.pair_of(int(wildcards.source), int(wildcards.target))
+        folder = layout.method(e.name, *e.training_of(wildcards.method, pair))
         return [str(folder / "model.safetensors")]
 
-    def pair(self, wildcards: Any) -> tuple[int, int]:
-        """The pair of a job: named itself, or that of its direction."""
-        if hasattr(wildcards, "pair"):
-            return parse_pair(wildcards.pair)
+    def explained_predictions(self, wildcards: Any) -> list[str]:
+        """The classifier's answers, where they decide which test images are explained."""
         e = self.experiments[wildcards.experiment]
+        if e.evaluation.queries == "label" and not e.evaluation.errors:
+            return []
+        return [str(layout.classifier(e.name) / "predictions.parquet")]
+
+    def pair(self, wildcards: Any) -> tuple[int, int]:
+        """The pair of a job (any of them in a joint training): its scope's, or its direction's."""
+        e = self.experiments[wildcards.experiment]
+        if hasattr(wildcards, "scope"):
+            return e.training_scopes(wildcards.method)[wildcards.scope][0]
         return e.pair_of(int(wildcards.source), int(wildcards.target))
 
     def shards(self, wildcards: Any) -> list[str]:
@@ -323,6 +339,13 @@ class Workflow:
         """The counterfactual sets and metrics that a figure draws."""
         figure = self.figures[wildcards.figure]
         return strings(inputs.figure_inputs(figure, self.experiments[figure.experiment]))
+
+    def animation_inputs(self, wildcards: Any) -> list[str]:
+        """The counterfactual sets, with their paths, of both directions of a pair."""
+        first, second = parse_pair(wildcards.scope)
+        directions = ((first, second), (second, first))
+        e = self.experiments[wildcards.experiment]
+        return strings(inputs.set_files(e, wildcards.method, directions))
 
     def report_inputs(self, wildcards: Any) -> list[str]:
         """Everything the report of an experiment shows."""
@@ -440,19 +463,22 @@ class Workflow:
         return self.settings("generators", wildcards)
 
     def method_settings(self, wildcards: Any) -> str:
-        """Parameters of `fit`: the method's options, whichever pairs it is run on."""
+        """Parameters of `fit`: the options that shape it, and the pairs of a joint training."""
+        e = self.experiments[wildcards.experiment]
+        content = e.settings("methods", wildcards.method)
+        content["methods"][wildcards.method] = e.methods[wildcards.method].training()
+        pairs = e.training_scopes(wildcards.method).get(ALL_PAIRS)
+        return canonical([content, pairs] if pairs else content)
+
+    def explain_settings(self, wildcards: Any) -> str:
+        """Parameters of `explain`: the method's options, whichever pairs it is run on."""
         e = self.experiments[wildcards.experiment]
         content = e.settings("methods", wildcards.method)
         content["methods"][wildcards.method].pop("pairs")
-        return canonical(content)
+        return canonical([canonical(content), self.settings("evaluation", wildcards)])
 
-    def explain_settings(self, wildcards: Any) -> str:
-        """Parameters of `explain`."""
-        method = self.method_settings(wildcards)
-        return canonical([method, self.settings("evaluation", wildcards)])
-
-    def original_data_settings(self, wildcards: Any) -> str:
-        """Parameters of `original-data`."""
+    def evaluation_settings(self, wildcards: Any) -> str:
+        """Parameters of `original-data` and `animations`."""
         return self.settings("evaluation", wildcards)
 
     def metrics_settings(self, wildcards: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from counterlens.config import dataset_options
 from counterlens.data import fetch
 from counterlens.data.base import Source
 from counterlens.data.fetch import FetchError
@@ -49,6 +50,21 @@ def test_error_names_every_source_and_the_remedy_in_one_line(server, tmp_path):
     assert "\n" not in text
     assert len(caught.value.reasons) == 2
     assert not output.exists()
+
+
+def test_a_publisher_may_state_an_md5(server, tmp_path):
+    server.content = {"/bad": BAD, "/good": GOOD}
+    md5, found = (hashlib.md5(content).hexdigest() for content in (GOOD, BAD))
+    right = Source("f.bin", (f"{server.url}/bad", f"{server.url}/good"), f"md5:{md5}")
+    fetch.fetch(right, "numbers", tmp_path / "f.bin")
+    assert (tmp_path / "f.bin").read_bytes() == GOOD
+    asked = len(server.requests)
+    fetch.fetch(right, "numbers", tmp_path / "f.bin")
+    assert len(server.requests) == asked
+    with pytest.raises(FetchError) as caught:
+        fetch.fetch(Source("g", (f"{server.url}/bad",), f"md5:{md5}"), "numbers", tmp_path / "g")
+    assert f"gave the file with MD5 {md5}: " in str(caught.value)
+    assert f"wrong MD5 {found} (kept as g.bad-{digest(BAD)[:8]})" in str(caught.value)
 
 
 def test_file_with_the_right_checksum_is_kept_without_a_request(server, tmp_path):
@@ -234,23 +250,25 @@ def test_dataset_file_from_a_mirror(mirror, tmp_path, monkeypatch):
     monkeypatch.setattr(Mnist, "sources", (Source(name, (), digest(GOOD)),))
     (mirror / "mnist").mkdir()
     (mirror / "mnist" / name).write_bytes(GOOD)
-    fetch.fetch_dataset_file("mnist", name, tmp_path / "out", str(mirror))
+    mnist = dataset_options("mnist", [])
+    fetch.fetch_dataset_file(mnist, name, tmp_path / "out", str(mirror))
     assert (tmp_path / "out").read_bytes() == GOOD
 
 
 def test_unknown_dataset_or_file_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match=r"'nmist' is unknown; allowed: .*mnist"):
-        fetch.fetch_dataset_file("nmist", "x", tmp_path / "x")
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz"):
-        fetch.fetch_dataset_file("mnist", "x", tmp_path / "x")
+        dataset_options("nmist", [])
+    with pytest.raises(UserError, match=r"^mnist: .*train-images-idx3-ubyte\.gz"):
+        fetch.fetch_dataset_file(dataset_options("mnist", []), "x", tmp_path / "x")
     with pytest.raises(UserError, match="needs no download"):
-        fetch.fetch_dataset_file("digits", "x", tmp_path / "x")
+        fetch.fetch_dataset_file(dataset_options("digits", []), "x", tmp_path / "x")
 
 
 def test_fetching_and_preparing_import_neither_torch_nor_sklearn():
     script = (
-        "import sys; from counterlens.data import fetch, prepare, weights; "
-        "fetch.load_dataset('digits'); fetch.load_dataset('mnist'); "
+        "import sys; from counterlens import config, plugins; "
+        "from counterlens.data import fetch, prepare, weights; "
+        "[fetch.load_dataset(config.dataset_options(kind, [])) for kind in plugins.known('data')]; "
         "print([m for m in ('torch', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -8,6 +8,7 @@ import struct
 import numpy as np
 import pytest
 
+from counterlens.config import dataset_options
 from counterlens.data import fetch
 from counterlens.data.base import Arrays, Source, load_dataset_card, load_split
 from counterlens.data.digits import Digits, Options
@@ -16,13 +17,14 @@ from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
 from counterlens.runtime import files
 
+DIGITS, MNIST = (dataset_options(kind, []) for kind in ("digits", "mnist"))
 NAMES = ("dataset.json", "test.safetensors", "train.safetensors")
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
-    prepare("digits", folder / "raw", folder / "prepared")
+    prepare(DIGITS, folder / "raw", folder / "prepared")
     return folder / "prepared"
 
 
@@ -88,7 +90,7 @@ def test_card_has_the_agreed_content(digits):
 
 
 def test_preparing_twice_gives_the_same_bytes(digits, tmp_path):
-    prepare("digits", tmp_path / "raw", tmp_path)
+    prepare(DIGITS, tmp_path / "raw", tmp_path)
     assert sorted(path.name for path in digits.iterdir()) == list(NAMES)
     for name in NAMES:
         assert (tmp_path / name).read_bytes() == (digits / name).read_bytes()
@@ -146,7 +148,7 @@ def small_mnist(folder, monkeypatch):
 
 def test_sources_are_recorded_with_their_checksums(tmp_path, monkeypatch):
     small_mnist(tmp_path, monkeypatch)
-    card = prepare("mnist", tmp_path, tmp_path / "out")
+    card = prepare(MNIST, tmp_path, tmp_path / "out")
     assert card == load_dataset_card(tmp_path / "out" / "dataset.json")
     assert card.splits["test"].per_class == (0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
     assert [(s.file, s.sha256) for s in card.sources] == [
@@ -158,11 +160,11 @@ def test_changed_or_missing_raw_file_is_rejected_before_anything_is_written(tmp_
     small_mnist(tmp_path, monkeypatch)
     file = tmp_path / "train-labels-idx1-ubyte.gz"
     file.write_bytes(gzip.compress(b"other"))
-    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz: SHA-256 is"):
-        prepare("mnist", tmp_path, tmp_path / "out")
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz: is not the file with SHA-256 "):
+        prepare(MNIST, tmp_path, tmp_path / "out")
     file.unlink()
     with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz: no such file"):
-        prepare("mnist", tmp_path, tmp_path / "out")
+        prepare(MNIST, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -181,7 +183,7 @@ def test_reader_that_breaks_its_promise(tmp_path, monkeypatch, images, labels, p
     split = Arrays(images, labels)
     monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": split, "test": split})
     with pytest.raises(UserError, match=f"dataset digits: train split: {problem}"):
-        prepare("digits", tmp_path, tmp_path / "out")
+        prepare(DIGITS, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -196,10 +198,10 @@ COUNTS = {
 
 @pytest.mark.parametrize("name", list(COUNTS))
 def test_public_datasets_have_their_published_counts(public_mirror, tmp_path, name):
-    dataset = fetch.load_dataset(name)
-    for file in dataset.options.files:
-        fetch.fetch_dataset_file(name, file, tmp_path / "raw" / file)
-    card = prepare(name, tmp_path / "raw", tmp_path / "prepared")
+    dataset = dataset_options(name, [])
+    for file in dataset.files:
+        fetch.fetch_dataset_file(dataset, file, tmp_path / "raw" / file)
+    card = prepare(dataset, tmp_path / "raw", tmp_path / "prepared")
     train, test = COUNTS[name]
     assert card.splits["train"].images == 60_000 and card.splits["test"].images == 10_000
     assert list(card.splits["train"].per_class) == train

@@ -11,6 +11,7 @@ import torch
 from counterlens import plugins
 from counterlens.classifiers.base import Classifier
 from counterlens.config import MethodOptions
+from counterlens.data.base import ImageSet
 from counterlens.generators.base import Generator
 from counterlens.methods.base import Method, Task
 
@@ -35,8 +36,31 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": 0.01,
         "precision": "fp32",
     },
+    "mirror-cfe": {
+        "epochs": 2,
+        "batch_size": 8,
+        "grid": 5,
+        "lr": 0.001,
+        "precision": "fp32",
+        "least_width": 6,
+    },
     "pgd": {"epsilon": 0.2, "step_size": 0.05, "steps": 4},
 }
+
+
+def separate(classifier: Classifier, data: ImageSet) -> None:
+    """Set the head so that it tells the two classes apart, by least squares."""
+    with torch.no_grad():
+        features = classifier.embedding(data.images)
+        known = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+        sides = torch.where(data.labels == PAIR[1], 1.0, -1.0)
+        found = 4 * torch.linalg.lstsq(known, sides[:, None]).solution[:, 0]
+        classifier.head.weight.mul_(0.1)  # type: ignore[union-attr, operator]
+        classifier.head.bias.fill_(-4)  # type: ignore[union-attr, operator]
+        for label, sign in zip(PAIR, (-1, 1), strict=True):
+            classifier.head.weight[label] = sign * found[:-1]  # type: ignore[index]
+            classifier.head.bias[label] = sign * found[-1]  # type: ignore[index]
+    assert (classifier(data.images).argmax(dim=1) == data.labels).float().mean() > 0.8
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +75,7 @@ def models(frozen, shapes) -> dict[str, Any]:
         found[name] = frozen(model, lambda model=model: model(images))
         # answers far from uniform, as a trained network's are
         found[name].head.weight.data.mul_(10)
+    separate(found["gap-resnet"], shapes(64, PAIR))
     for name, content in GENERATORS.items():
         torch.manual_seed(2)
         options = plugins.options_class("generators", content["kind"]).model_validate(content)
@@ -80,7 +105,7 @@ def create(models) -> Callable[..., Method]:
         classifier = models["gap-resnet" if options.requires_gap else "lenet"]
         generators = {name: models[name] for name in options.generators()}
         return plugins.create(
-            "methods", options, Method, Task(classifier, generators, PAIR, CPU, seed)
+            "methods", options, Method, Task(classifier, generators, SHAPE, (PAIR,), CPU, seed)
         )
 
     return make

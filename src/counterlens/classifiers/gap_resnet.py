@@ -7,7 +7,7 @@ The shape Mirror-CFE needs (Looking in the Mirror, ICCV 2025, section 3): logits
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -18,11 +18,15 @@ from counterlens.config import ClassifierOptions
 
 
 class Options(ClassifierOptions):
-    """Stage widths, each stage after the first at half the resolution; AdamW training."""
+    """Stage widths, each stage after the first at half the resolution; AdamW training.
+
+    `stem_stride` is that of the first convolution: 2 halves the resolution of every stage.
+    """
 
     has_gap: ClassVar[bool] = True
 
     widths: tuple[int, ...] = Field(default=(16, 32, 64), min_length=1)
+    stem_stride: Literal[1, 2] = 1
     epochs: int = Field(default=6, gt=0)
     decay_every: int = Field(default=2, gt=0)
     weight_decay: float = Field(default=1e-2, ge=0)
@@ -34,10 +38,13 @@ class Block(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.residual = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.shortcut = (
             nn.Sequential(
                 nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
@@ -48,8 +55,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, h, w) to (N, outputs, h/stride, w/stride)."""
-        hidden = functional.relu(self.norm1(self.conv1(x)))
-        return functional.relu(self.norm2(self.conv2(hidden)) + self.shortcut(x))
+        return functional.relu(self.residual(x) + self.shortcut(x))
 
 
 class GapResNet(Classifier):
@@ -59,9 +65,9 @@ class GapResNet(Classifier):
         super().__init__()
         widths = options.widths
         self.stem = nn.Sequential(
-            nn.Conv2d(shape[0], widths[0], 3, 1, 1, bias=False),
+            nn.Conv2d(shape[0], widths[0], 3, options.stem_stride, 1, bias=False),
             nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.ModuleList([Block(widths[0], widths[0], 1)])
         for before, after in pairwise(widths):

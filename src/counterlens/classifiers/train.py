@@ -92,8 +92,18 @@ def predictions(model: Classifier, data: ImageSet) -> pd.DataFrame:
     return table
 
 
+@torch.inference_mode()
+def embeddings(model: Classifier, data: ImageSet, device: torch.device) -> np.ndarray:
+    """Penultimate features float32 (N, d) of every image."""
+    found = [
+        model.embedding(part.to(device, memory_format=torch.channels_last)).cpu()
+        for part in data.images.split(1024)
+    ]
+    return torch.cat(found).numpy()
+
+
 def run(experiment: Experiment, device: torch.device) -> None:
-    """Stage `classifier`: train the explained classifier and write its four files."""
+    """Stage `classifier`: train the explained classifier and write its five files."""
     dataset = experiment.dataset.name
     sources = [layout.prepared(dataset, split) for split in ("train", "test")]
     settings = experiment.settings("classifier")
@@ -102,9 +112,14 @@ def run(experiment: Experiment, device: torch.device) -> None:
     model = base.create(experiment)
     checkpoint = Checkpoint(settings, sources)
     history = fit(model, load_split(sources[0]), experiment.classifier, seed, device, checkpoint)
-    table = predictions(model, load_split(sources[1]))
+    test_set = load_split(sources[1])
+    table = predictions(model, test_set)
 
     folder = layout.classifier(experiment.name)
+    files.save_tensors(
+        folder / "embeddings.safetensors",
+        {"features": embeddings(model, test_set, device), "labels": test_set.labels.numpy()},
+    )
     files.write_csv(folder / "training.csv", pd.DataFrame(history))
     files.write_parquet(folder / "predictions.parquet", table)
     files.write_json(folder / "card.json", card(experiment, model, history, table))

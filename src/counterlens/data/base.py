@@ -26,11 +26,25 @@ SPLITS = ("train", "test")
 
 @dataclass(frozen=True)
 class Source:
-    """One downloadable file: its name, the URLs tried in order, and its SHA-256 (lower case)."""
+    """One downloadable file: its name, the URLs tried in order, and its checksum (lower case).
+
+    `sha256` is the SHA-256, or, where the publisher states no other, `md5:` and the MD5.
+    """
 
     file: str
     urls: tuple[str, ...]
     sha256: str
+
+    @property
+    def checksum(self) -> str:
+        """The checksum in words."""
+        kind, _, value = self.sha256.rpartition(":")
+        return f"{kind.upper() or 'SHA-256'} {value}"
+
+    def found(self, path: Path) -> str:
+        """The checksum of a file, of the kind that the source states."""
+        kind, _, _ = self.sha256.rpartition(":")
+        return f"md5:{files.md5(path)}" if kind == "md5" else files.sha256(path)
 
 
 class Arrays(NamedTuple):
@@ -54,8 +68,8 @@ class Dataset(ABC):
 
     @property
     def name(self) -> str:
-        """The name used in paths and mirrors, e.g. `fashion-mnist`."""
-        return Path(self.options.kind).stem.replace("_", "-")
+        """The name used in paths, e.g. `fashion-mnist`."""
+        return self.options.name
 
     @property
     def classes(self) -> tuple[str, ...]:

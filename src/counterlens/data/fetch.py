@@ -16,10 +16,12 @@ import re
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from counterlens import plugins
+from counterlens.config import DatasetOptions
 from counterlens.data.base import Dataset, Source
 from counterlens.errors import UserError
 from counterlens.runtime import files
@@ -45,11 +47,13 @@ class FetchError(UserError):
         self.reasons = reasons
 
 
-def fetch_dataset_file(dataset: str, file: str, output: Path, mirror: str | None = None) -> Path:
+def fetch_dataset_file(
+    dataset: DatasetOptions, file: str, output: Path, mirror: str | None = None
+) -> Path:
     """Bring one raw file of a dataset to `output`.
 
     Args:
-        dataset: the dataset's kind, as in an experiment file.
+        dataset: the dataset.
         file: one of the dataset's `Options.files`.
         output: where the file goes, normally `data/raw/<dataset>/<file>`.
         mirror: a mirror folder or URL; `COUNTERLENS_MIRROR` wins over it.
@@ -60,18 +64,13 @@ def fetch_dataset_file(dataset: str, file: str, output: Path, mirror: str | None
     chosen = load_dataset(dataset)
     for source in chosen.sources:
         if source.file == file:
-            return fetch(source, chosen.name, output, mirror)
+            return fetch(source, dataset.mirror_folder, output, mirror)
     names = ", ".join(source.file for source in chosen.sources) or "none, it needs no download"
-    raise UserError(f"{dataset}: has no file '{file}' to download; its files: {names}")
+    raise UserError(f"{dataset.name}: has no file '{file}' to download; its files: {names}")
 
 
-def load_dataset(kind: str) -> Dataset:
-    """The dataset of that kind with default options.
-
-    Raises:
-        UserError: there is no such dataset.
-    """
-    options = plugins.options_class("data", kind)(kind=kind)
+def load_dataset(options: DatasetOptions) -> Dataset:
+    """The dataset of an experiment."""
     return plugins.create("data", options, Dataset)
 
 
@@ -94,16 +93,16 @@ def fetch(source: Source, folder: str, output: Path, mirror: str | None = None) 
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         if output.exists():
-            if files.sha256(output) == source.sha256:
+            if source.found(output) == source.sha256:
                 return output
-            reasons.append(f"{output}: {_set_aside(output, output)}")
-        if part.exists() and files.sha256(part) == source.sha256:
+            reasons.append(f"{output}: {_set_aside(source, output, output)}")
+        if part.exists() and source.found(part) == source.sha256:
             return _publish(part, output)
         for place in _places(source, folder, mirror):
             label = place if place in source.urls else "mirror"
-            problem = _take(place, part, source.sha256)
-            if problem is None and files.sha256(part) != source.sha256:
-                problem = _set_aside(part, output)
+            problem = _take(place, part, source)
+            if problem is None and source.found(part) != source.sha256:
+                problem = _set_aside(source, part, output)
             if problem is None:
                 return _publish(part, output)
             reasons.append(f"{label}: {problem}")
@@ -115,7 +114,7 @@ def fetch(source: Source, folder: str, output: Path, mirror: str | None = None) 
             "free space or change permissions, then run again"
         ) from None
     raise FetchError(
-        f"{output}: no source gave the file with SHA-256 {source.sha256}: {'; '.join(reasons)}; "
+        f"{output}: no source gave the file with {source.checksum}: {'; '.join(reasons)}; "
         f"set {MIRROR_VARIABLE} (or mirror: in config/config.yaml; now "
         f"{_without_password(mirror)}) to a folder or URL that has {folder}/{source.file}, or put "
         f"the file at {output} yourself",
@@ -145,20 +144,20 @@ def _publish(part: Path, output: Path) -> Path:
     return output
 
 
-def _set_aside(file: Path, output: Path) -> str:
-    found = files.sha256(file)
-    bad = output.with_name(f"{output.name}.bad-{found[:8]}")
+def _set_aside(source: Source, file: Path, output: Path) -> str:
+    bad = output.with_name(f"{output.name}.bad-{files.sha256(file)[:8]}")
+    problem = f"wrong {replace(source, sha256=source.found(file)).checksum} (kept as {bad.name})"
     file.replace(bad)
-    return f"wrong SHA-256 {found} (kept as {bad.name})"
+    return problem
 
 
-def _take(place: str | Path, part: Path, sha256: str) -> str | None:
+def _take(place: str | Path, part: Path, source: Source) -> str | None:
     """Fill `part` from one place; the reason if that failed."""
     if isinstance(place, Path):
         return _copy(place, part)
     resumed = _size(part) > 0
     problem = _download(place, part)
-    if problem is None and resumed and files.sha256(part) != sha256:
+    if problem is None and resumed and source.found(part) != source.sha256:
         part.unlink()  # the old half may be what is wrong
         problem = _download(place, part)
     return problem

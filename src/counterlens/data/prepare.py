@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from counterlens.config import DatasetOptions
 from counterlens.data.base import (
     SPLITS,
     Arrays,
@@ -19,14 +20,14 @@ from counterlens.errors import UserError
 from counterlens.runtime import files
 
 
-def prepare(dataset: str, raw: Path, out: Path) -> DatasetCard:
+def prepare(dataset: DatasetOptions, raw: Path, out: Path) -> DatasetCard:
     """Read a dataset's raw files, check them and write its two splits and its card.
 
     Equal raw files give equal bytes. The tensors are `images` uint8 (N, C, H, W) and `labels`
     int64 (N,), in the dataset's own order.
 
     Args:
-        dataset: the dataset's kind, as in an experiment file.
+        dataset: the dataset.
         raw: the folder of downloaded files, normally `data/raw/<dataset>`.
         out: the folder to write to, normally `data/prepared/<dataset>`.
 
@@ -39,11 +40,11 @@ def prepare(dataset: str, raw: Path, out: Path) -> DatasetCard:
         file = raw / source.file
         if not file.is_file():
             raise UserError(f"{file}: no such file; download the dataset first")
-        found = files.sha256(file)
+        found = source.found(file)
         if found != source.sha256:
             raise UserError(
-                f"{file}: SHA-256 is {found}, expected {source.sha256}; "
-                "delete the file and download it again"
+                f"{file}: is not the file with {source.checksum} (found {found}); "
+                "delete it and download it again"
             )
     splits = chosen.read(raw)
     card = DatasetCard(
@@ -51,7 +52,9 @@ def prepare(dataset: str, raw: Path, out: Path) -> DatasetCard:
         classes=chosen.classes,
         shape=chosen.shape,
         licence=chosen.licence,
-        sources=tuple(SourceRecord(file=s.file, sha256=s.sha256) for s in chosen.sources),
+        sources=tuple(
+            SourceRecord(file=s.file, sha256=files.sha256(raw / s.file)) for s in chosen.sources
+        ),
         splits={name: _check(chosen, name, splits[name]) for name in SPLITS},
     )
     for name in SPLITS:

@@ -44,6 +44,15 @@ WEIGHTS = {
         ),
         "Apache-2.0",
     ),
+    # torchvision's SqueezeNet 1.1, the smallest of the networks that LPIPS is published for.
+    "squeezenet-1.1-imagenet": Weight(
+        Source(
+            "squeezenet1_1-b8a52dc0.pth",
+            ("https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",),
+            "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        ),
+        "BSD-3-Clause",
+    ),
 }
 
 

@@ -12,28 +12,38 @@ from torch import Tensor, nn
 from counterlens import layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.classifiers.base import Classifier
-from counterlens.config import Experiment, MethodOptions, Pair, pair_name
+from counterlens.config import Experiment, MethodOptions, Pair
 from counterlens.data.base import ImageSet
 from counterlens.generators import base as generators
 from counterlens.generators.base import Generator
+from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, load_model
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a method explains: the frozen classifier, on one pair of classes.
+    """What a method explains: the frozen classifier, on one pair of classes or several.
 
     Attributes:
         generators: the frozen generators that the method's options name, by id.
+        shape: (C, H, W) of the images.
+        pairs: the pairs that one training of the method covers; one, unless the method is joint.
         seed: root of all randomness in training.
     """
 
     classifier: Classifier
     generators: Mapping[str, Generator]
-    pair: Pair
+    shape: tuple[int, int, int]
+    pairs: tuple[Pair, ...]
     device: torch.device
     seed: int
+
+    @property
+    def pair(self) -> Pair:
+        """The only pair."""
+        (only,) = self.pairs
+        return only
 
 
 @dataclass(frozen=True)
@@ -52,15 +62,33 @@ class Explanation:
     extras: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Walk:
+    """The way from each of N queries to its counterfactual, and beyond, in K steps.
+
+    Attributes:
+        images: float32 (N, K, C, H, W) in [0, 1], from the query's reconstruction on.
+        position: float32 (K,) in [0, 1], where each step stands on the way.
+        intended: float32 (N, K, classes), the probabilities that the method wants at each step,
+            where it wants any.
+        features: float32 (N, K, d), the classifier's penultimate features that it wants there.
+    """
+
+    images: Tensor
+    position: Tensor
+    intended: Tensor | None = None
+    features: Tensor | None = None
+
+
 class Method(ABC):
-    """One way to make counterfactuals, for one pair of classes."""
+    """One way to make counterfactuals, for one pair of classes or several."""
 
     def __init__(self, options: MethodOptions, task: Task) -> None:
         self.options = options
         self.task = task
 
     def fit(self, data: ImageSet, checkpoint: Checkpoint | None = None) -> History:
-        """Train on the pair's training images; returns the mean losses of each epoch."""
+        """Train on the training images of the pairs; returns the mean losses of each epoch."""
         raise TypeError(f"{type(self).__name__} is not trainable")
 
     def trained(self) -> nn.Module:
@@ -84,29 +112,36 @@ class Method(ABC):
             randomness: one CPU generator per image, the only randomness a method may use.
         """
 
-    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor | None:
-        """Images (N, K, C, H, W) from the query's reconstruction to the counterfactual, if any."""
+    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk | None:
+        """How the queries turn into their counterfactuals, if the method goes step by step."""
         return None
 
 
-def create(experiment: Experiment, name: str, pair: Pair, device: torch.device) -> Method:
-    """One of the experiment's methods, untrained, with the models it needs."""
+def create(experiment: Experiment, name: str, scope: str, device: torch.device) -> Method:
+    """One of the experiment's methods, untrained, with the models it needs.
+
+    Args:
+        scope: a pair such as `4-9`, or `all-pairs`, as `Experiment.training_scopes` names it.
+    """
     options = experiment.methods[name]
+    pairs = experiment.training_scopes(name)[scope]
     task = Task(
         classifier=classifiers.load(experiment, device),
-        generators=generators.load_for_pair(experiment, options.generators(), pair, device),
-        pair=pair,
+        generators=generators.load_for_pair(experiment, options.generators(), pairs[0], device),
+        shape=experiment.dataset.shape,
+        pairs=pairs,
         device=device,
-        seed=derive_seed(experiment.seed, experiment.name, "fit", name, pair_name(pair)),
+        seed=derive_seed(experiment.seed, experiment.name, "fit", name, scope),
     )
     return plugins.create("methods", options, Method, task)
 
 
 def load(experiment: Experiment, name: str, pair: Pair, device: torch.device) -> Method:
-    """One of the experiment's methods, ready to explain."""
-    method = create(experiment, name, pair, device)
+    """One of the experiment's methods, ready to explain a pair."""
+    trained_as, scope = experiment.training_of(name, pair)
+    method = create(experiment, name, scope, device)
     if experiment.methods[name].trainable:
-        folder = layout.method(experiment.name, name, pair_name(pair))
+        folder = layout.method(experiment.name, trained_as, scope)
         load_model(folder / "model.safetensors", method.trained())
-        method.trained().requires_grad_(False).eval()
+        freeze(method.trained(), device)
     return method

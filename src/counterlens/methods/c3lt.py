@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import Explanation, Method, Task, Walk
 from counterlens.runtime.device import autocast
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, step_decay, train
@@ -141,11 +141,12 @@ class C3LT(Method):
         found = torch.ones(len(x), dtype=torch.bool, device=x.device)
         return Explanation(counterfactual, found, {"latent": z, "latent_counterfactual": moved})
 
-    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
-        """Decoded codes z^0 ... z^n (paper, Figure 9): (N, n + 1, C, H, W)."""
+    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk:
+        """Decoded codes z^0 ... z^n (paper, Figure 9): n + 1 images."""
         with torch.inference_mode():
             codes = self.move(self.encoder.encode(x), target)
-            return torch.stack([self.generator.decode(z).clamp(0, 1) for z in codes], dim=1)
+            images = [self.generator.decode(z).clamp(0, 1) for z in codes]
+            return Walk(torch.stack(images, dim=1), torch.linspace(0, 1, len(images)))
 
     def move(self, z: Tensor, target: Tensor) -> list[Tensor]:
         """The walk of each code by g or by h, whichever leads to its target class."""

@@ -22,16 +22,42 @@ from counterlens.runtime.progress import progress
 from counterlens.runtime.seeding import image_generators
 
 PREVIEWED = 12
-WITH_PATH = 24
 
 
-def queries(experiment: Experiment, label: int, number: int = 1, of: int = 1) -> ImageSet:
-    """The test images of a class that are evaluated, or one shard of them."""
+def test_images(experiment: Experiment, label: int) -> ImageSet:
+    """The first test images of a class, as many as are evaluated."""
     data = load_split(layout.prepared(experiment.dataset.name, "test"), [label])
-    size = experiment.evaluation.shard_size if of > 1 else experiment.evaluation.images
-    start = (number - 1) * size
-    chosen = slice(start, min(start + size, experiment.evaluation.images))
-    return ImageSet(data.images[chosen], data.labels[chosen], data.index[chosen])
+    return select(data, torch.arange(min(len(data), experiment.evaluation.images)))
+
+
+def queries(
+    experiment: Experiment, source: int, target: int, number: int = 1, of: int = 1
+) -> ImageSet:
+    """The test images of a direction that are explained (see `Evaluation`), or one shard of them.
+
+    The classifier's errors come first; the last shard takes all that is left.
+    """
+    evaluation = experiment.evaluation
+    if evaluation.queries == "label" and not evaluation.errors:
+        data = test_images(experiment, source)
+    else:
+        data = load_split(layout.prepared(experiment.dataset.name, "test"), [source, target])
+        answers = pd.read_parquet(layout.classifier(experiment.name) / "predictions.parquet")
+        as_source = torch.from_numpy(answers["predicted"].to_numpy())[data.index] == source
+        errors = torch.nonzero(as_source & (data.labels == target)).flatten()
+        wanted = data.labels == source
+        if evaluation.queries == "predicted":
+            wanted &= as_source
+        chosen = torch.nonzero(wanted).flatten()[: evaluation.images]
+        data = select(data, torch.cat([errors[: evaluation.errors], chosen]))
+    start = (number - 1) * evaluation.shard_size
+    end = len(data) if number == of else start + evaluation.shard_size
+    return select(data, torch.arange(start, max(start, end)))
+
+
+def select(data: ImageSet, index: Tensor) -> ImageSet:
+    """Some images of a set, in the order of `index`."""
+    return ImageSet(data.images[index], data.labels[index], data.index[index])
 
 
 def run(
@@ -45,7 +71,7 @@ def run(
 ) -> None:
     """Explain all queries of a direction, or shard `number` of `of`."""
     method = base.load(experiment, name, experiment.pair_of(source, target), device)
-    data = queries(experiment, source, number, of)
+    data = queries(experiment, source, target, number, of)
     randomness = image_generators(
         experiment.seed, experiment.name, f"explain {name} {target}", data.index.tolist()
     )
@@ -73,12 +99,13 @@ def run(
         torch.cat([answer.found.cpu() for answer in found]).numpy() if found else np.array([], bool)
     )
     before = (number - 1) * experiment.evaluation.shard_size
-    shown = data.images[: max(0, WITH_PATH - before)].to(device, memory_format=torch.channels_last)
+    shown = data.images[: max(0, experiment.evaluation.paths - before)]
     if len(shown):
         sources = torch.full((len(shown),), source, device=device)
-        path = method.path(shown, sources, torch.full_like(sources, target))
-        if path is not None:
-            tensors["path"] = path.float().cpu()
+        placed = shown.to(device, memory_format=torch.channels_last)
+        walk = method.path(placed, sources, torch.full_like(sources, target))
+        if walk is not None:
+            tensors |= path_tensors(walk)
             add_path_probabilities(table, method.task.classifier, tensors["path"], source, target)
 
     whole = layout.counterfactuals(experiment.name, name, source, target)
@@ -123,15 +150,27 @@ def answers(
     return pd.DataFrame(columns)
 
 
+def path_tensors(walk: base.Walk) -> dict[str, Tensor]:
+    """What is kept of a walk, one row per query, on the CPU."""
+    tensors = {
+        "path": walk.images,
+        "path_position": walk.position.expand(len(walk.images), -1),
+        "path_intended": walk.intended,
+        "path_features": walk.features,
+    }
+    return {name: tensor.float().cpu() for name, tensor in tensors.items() if tensor is not None}
+
+
 def add_path_probabilities(
     table: pd.DataFrame, classifier: Classifier, path: Tensor, source: int, target: int
 ) -> None:
-    """List columns with the classifier's confidences along the path of the first images."""
+    """List columns with the classifier's answers along the path of the first images."""
     count, steps = path.shape[:2]
     found = classifier.probabilities(path.flatten(0, 1)).numpy().reshape(count, steps, -1)
     empty: list[object] = [None] * (len(table) - count)
     for kind, index in (("source", source), ("target", target)):
         table[f"path_{kind}_probability"] = [*found[:, :, index].tolist(), *empty]
+    table["path_predicted"] = [*found.argmax(axis=2).tolist(), *empty]
 
 
 def describe(experiment: Experiment, name: str, source: int, target: int) -> dict[str, str]:
@@ -192,7 +231,7 @@ def gather(experiment: Experiment, name: str, source: int, target: int, of: int)
 
 def original_data(experiment: Experiment, source: int, target: int, device: torch.device) -> None:
     """The reference row of the tables: real test images of the target class, unpaired."""
-    data = queries(experiment, target)
+    data = test_images(experiment, target)
     classifier = classifiers.load(experiment, device)
     table = answers(classifier, data, data.images, source, target)
     table = table.drop(columns=[name for name in table if str(name).endswith("_query")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,7 +46,8 @@ class CounterfactualSet:
     Attributes:
         query: (N, C, H, W) float32 in [0, 1], or None when the set is unpaired ("original-data").
         counterfactual: (N, C, H, W) float32 in [0, 1].
-        extras: further tensors with N rows, e.g. `mask` (N, 1, H, W); `path` may have fewer.
+        extras: further tensors with N rows, e.g. `mask` (N, 1, H, W); those named `path...` are
+            kept for the first images only.
         table: one row per image.
     """
 
@@ -74,8 +75,8 @@ class CounterfactualSet:
                 f"{images.dtype} {tuple(images.shape)}"
             )
         for name, tensor in self.extras.items():
-            # a path may be kept for the first images only
-            if len(tensor) != len(images) and not (name == "path" and len(tensor) < len(images)):
+            shorter = name.startswith("path") and len(tensor) < len(images)
+            if len(tensor) != len(images) and not shorter:
                 raise ValueError(f"{name} has {len(tensor)} rows for {len(images)} images")
         if len(self.table.columns) and len(self.table) != len(images):
             raise ValueError(f"the table has {len(self.table)} rows for {len(images)} images")
@@ -89,6 +90,23 @@ class CounterfactualSet:
 
     def __len__(self) -> int:
         return len(self.counterfactual)
+
+    def errors(self) -> np.ndarray:
+        """Which rows, bool (N,), explain an error of the classifier: not of the source class."""
+        if self.query is None or "label" not in self.table:
+            return np.zeros(len(self), bool)
+        return self.table["label"].to_numpy() != self.source
+
+    def select(self, rows: np.ndarray) -> CounterfactualSet:
+        """The rows of a mask (N,), in order; of a path as many as are kept."""
+        mask = torch.from_numpy(rows)
+        return replace(
+            self,
+            counterfactual=self.counterfactual[mask],
+            query=None if self.query is None else self.query[mask],
+            extras={name: tensor[mask[: len(tensor)]] for name, tensor in self.extras.items()},
+            table=self.table[rows].reset_index(drop=True),
+        )
 
     @property
     def paired(self) -> bool:

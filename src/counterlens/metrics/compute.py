@@ -63,7 +63,7 @@ def compute(
 def evaluate(
     cf: CounterfactualSet, metrics: Sequence[MetricOptions], context: MetricContext
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Judge a set with every metric.
+    """Judge a set with every metric. Queries that are errors of the classifier do not count.
 
     Returns:
         The content of the `.json`: means of the per-image columns, per-set columns, and for each
@@ -74,6 +74,8 @@ def evaluate(
         UserError: the set is too small for a metric.
         ValueError: a metric gave columns other than it declares, or a value that is not finite.
     """
+    errors = cf.select(cf.errors())
+    cf = cf.select(~cf.errors()) if len(errors) else cf
     numbers = cf.table["image"].to_numpy() if "image" in cf.table else np.arange(len(cf))
     table: dict[str, Any] = {"image": numbers}
     per_image: dict[str, float] = {}
@@ -124,6 +126,9 @@ def evaluate(
         "not_available": not_available,
         "notes": notes,
     }
+    if len(errors):
+        reached = errors.table["predicted_counterfactual"].to_numpy() == errors.target
+        summary["errors"] = {"images": len(errors), "validity": float(reached.mean())}
     return summary, pd.DataFrame(table)
 
 

@@ -1,4 +1,4 @@
-"""In-domain features for FID-oracle and KID-oracle: a second, independent classifier.
+"""In-domain features for FID-oracle, KID-oracle and LPIPS-oracle: an independent classifier.
 
 Same architecture and recipe as the explained classifier, another seed; features are its
 penultimate layer after ReLU. The explained classifier itself would reward adversarial images.
@@ -11,6 +11,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
 from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as training
@@ -78,6 +79,31 @@ class FeatureExtractor(TrainedOracle):
             ).cpu()
             for part in images.split(batch_size)
         ]
+        return torch.cat(found)
+
+    @torch.inference_mode()
+    def perceptual_distance(self, first: Tensor, second: Tensor, batch_size: int = 512) -> Tensor:
+        """LPIPS (Eq. 1) with this network's feature maps and no learned weights.
+
+        Args:
+            first, second: (N, C, H, W) in [0, 1].
+
+        Returns:
+            (N,) float64 on the CPU.
+        """
+        if self.model is None:
+            raise ValueError("the feature extractor is neither trained nor loaded")
+        device = next(self.model.parameters()).device
+        found = []
+        for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
+            maps = [
+                self.model.maps(part.to(device, memory_format=torch.channels_last)) for part in pair
+            ]
+            distance = torch.zeros(len(pair[0]), dtype=torch.float64, device=device)
+            for one, other in zip(*maps, strict=True):
+                difference = functional.normalize(one, dim=1) - functional.normalize(other, dim=1)
+                distance += difference.square().sum(dim=1).mean(dim=(1, 2))
+            found.append(distance.cpu())
         return torch.cat(found)
 
     def save(self) -> None:

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 SOURCE, TARGET, INK = "#b45309", "#0f766e", "#1b1b1f"
 CURVE_IMAGES = 7
+PATH_STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TSNE_IMAGES = 2000
 
 
 def _load(
@@ -223,11 +225,108 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
     return canvas
 
 
+def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
+    """Queries on their way to the reflection: k = 0 ... 1, the first flip, and the change there."""
+    method = figure.methods[0]
+    rows: list[tuple[str, list[np.ndarray], list[str]]] = []
+    for direction in figure.directions:
+        tensors, table = _load(experiment, method, direction)
+        path = _need(tensors, "path", figure, method)
+        positions = _need(tensors, "position", figure, method)
+        correct = np.flatnonzero((table["label"] == direction[0]).to_numpy()[: len(path)])
+        for row in correct[: figure.images]:
+            grid = tensors["path_position"][row]
+            steps = [int(np.abs(grid - k).argmin()) for k in PATH_STOPS]
+            steps.insert(3, int(np.abs(grid - positions[row]).argmin()))
+            said = table["path_target_probability"].iloc[row]
+            query = tensors["query"][row]
+            change = 1 - np.abs(path[row][steps[3]] - query).clip(0, 1)
+            rows.append(
+                (
+                    aggregate.direction_name(experiment, direction),
+                    [query, *path[row][steps], change],
+                    ["", *(f"{said[step]:.2f}" for step in steps), f"k = {grid[steps[3]]:.2f}"],
+                )
+            )
+    titles = ["query", *(f"k = {k:g}" for k in PATH_STOPS), "|change|"]
+    titles.insert(4, "first CFE")
+    canvas = _canvas(1.25 * len(titles), 1.45 * len(rows))
+    axes_of = canvas.subplots(len(rows), len(titles), squeeze=False)
+    for axes_row, (name, shown, said) in zip(axes_of, rows, strict=True):
+        for axes, image, text in zip(axes_row, shown, said, strict=True):
+            _show(axes, image)
+            axes.set_xlabel(text, fontsize=8, color=TARGET)
+        axes_row[0].set_ylabel(name, fontsize=9)
+    for axes, title in zip(axes_of[0], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    return canvas
+
+
+def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
+    """Features of test images and reflections in one t-SNE; an arrow from class to class.
+
+    The title tells how many reflections have mostly images of the target class among their
+    10 nearest, in the features themselves.
+    """
+    from sklearn.manifold import TSNE
+    from sklearn.neighbors import NearestNeighbors
+
+    method = figure.methods[0]
+    stored = files.load_tensors(inputs.embeddings(experiment))
+    random = np.random.default_rng(experiment.seed)
+    chosen = random.permutation(len(stored["labels"]))[:TSNE_IMAGES]
+    real, labels = stored["features"][chosen], stored["labels"][chosen]
+    stars: list[np.ndarray] = []
+    targets: list[int] = []
+    sources: list[int] = []
+    for source, target in figure.directions:
+        tensors, table = _load(experiment, method, (source, target))
+        kept = np.flatnonzero((table["label"] == source).to_numpy())[: figure.images]
+        stars.append(_need(tensors, "latent_counterfactual", figure, method)[kept])
+        targets += [target] * len(kept)
+        sources += [source] * len(kept)
+    reflected = np.concatenate(stars)
+    nearest = NearestNeighbors(n_neighbors=10).fit(real).kneighbors(reflected)[1]
+    share = float(np.mean((labels[nearest] == np.array(targets)[:, None]).mean(axis=1) > 0.5))
+    placed = TSNE(
+        perplexity=30, init="pca", learning_rate="auto", random_state=experiment.seed % 2**32
+    ).fit_transform(np.concatenate([real, reflected]))
+    points, ends = placed[: len(real)], placed[len(real) :]
+    canvas = _canvas(6.4, 5.6)
+    axes = canvas.subplots()
+    import matplotlib
+
+    colors = matplotlib.colormaps["tab10"]
+    classes = experiment.dataset.classes
+    for label, name in enumerate(classes):
+        mine = labels == label
+        axes.scatter(*points[mine].T, s=5, color=colors(label % 10), alpha=0.35, label=name, lw=0)
+    for target in dict.fromkeys(targets):
+        mine = np.array(targets) == target
+        axes.scatter(
+            *ends[mine].T, s=70, marker="*", color=colors(target % 10), edgecolor=INK, lw=0.5
+        )
+    for source, target in figure.directions:
+        mine = (np.array(sources) == source) & (np.array(targets) == target)
+        if mine.any() and (labels == source).any():
+            start, end = np.median(points[labels == source], axis=0), np.median(ends[mine], axis=0)
+            style = {"arrowstyle": "->", "linestyle": "--", "color": INK, "lw": 1.2}
+            axes.annotate("", xy=tuple(end), xytext=tuple(start), arrowprops=style)
+    axes.set(xticks=[], yticks=[])
+    axes.legend(
+        frameon=False, markerscale=3, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
+    axes.set_title(f"{share * 100:.0f} % of the reflections lie among their target class", size=10)
+    return canvas
+
+
 DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "cout": draw_cout,
     "latent-change": draw_latent_change,
     "traversal": draw_traversal,
     "gallery": draw_gallery,
+    "path": draw_path,
+    "tsne": draw_tsne,
 }
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Experiment, Pair, Scale, load_experiment, pair_name
+from counterlens.config import ORIGINAL_DATA, Experiment, Pair, Scale, load_experiment
 from counterlens.reports import aggregate, inputs, page
 from counterlens.reports.aggregate import Results
 from counterlens.runtime import files
@@ -183,6 +183,7 @@ def gallery(
                     key = f"p{len(pending)}"
                     pending[key] = (answers, answers.row(image))
                     answer |= {"path": key, "steps": answers.tensors["path"].shape[1]}
+                    answer |= {"step": _step(answers, answers.row(image))}
                 shown["answers"].append(answer)
             queries.append(shown)
         directions.append(
@@ -196,14 +197,7 @@ def gallery(
                 "queries": queries,
             }
         )
-    paths = {
-        key: {
-            "frames": [pictures.frame(png(frame)) for frame in answers.tensors["path"][row]],
-            "source": _probabilities(answers.table["path_source_probability"].iloc[row]),
-            "target": _probabilities(answers.table["path_target_probability"].iloc[row]),
-        }
-        for key, (answers, row) in pending.items()
-    }
+    paths = {key: _path(*place, pictures) for key, place in pending.items()}
     return directions, {"frames": pictures.frames, "paths": paths}, pictures
 
 
@@ -232,7 +226,36 @@ def _answer(
         "change": float(np.abs(counterfactual - query).mean()),
         "path": None,
         "steps": 0,
+        "step": 0,
     }
+
+
+def _step(answers: _Set, row: int) -> int:
+    """The step of a path that the counterfactual stands at: the last, if nothing else is said."""
+    steps = answers.tensors["path_position"][row]
+    if "position" not in answers.tensors:
+        return len(steps) - 1
+    return int(np.abs(steps - answers.tensors["position"][row]).argmin())
+
+
+def _path(answers: _Set, row: int, pictures: Pictures) -> dict[str, Any]:
+    """A path for the script: pictures, positions, found and, where there are any, intended."""
+    facts = answers.table.iloc[row]
+    path: dict[str, Any] = {
+        "frames": [pictures.frame(png(frame)) for frame in answers.tensors["path"][row]],
+        "source": _probabilities(facts["path_source_probability"]),
+        "target": _probabilities(facts["path_target_probability"]),
+        "at": _step(answers, row),
+        "position": None,
+        "intended": None,
+    }
+    if "path_intended" in answers.tensors:
+        intended = answers.tensors["path_intended"][row]
+        path["position"] = _probabilities(answers.tensors["path_position"][row])
+        path["intended"] = {
+            role: _probabilities(intended[:, int(facts[role])]) for role in ("source", "target")
+        }
+    return path
 
 
 def _probabilities(values: Any) -> list[float]:
@@ -398,7 +421,7 @@ def sheets(experiment: Experiment) -> list[dict[str, str]]:
 def commands(experiment: Experiment) -> list[dict[str, Any]]:
     """How to make this page again: through the workflow, and stage by stage."""
     name, scale = experiment.name, experiment.scale
-    dataset = experiment.dataset.kind
+    dataset = experiment.dataset.arguments()
 
     def stage(name: str, *options: str) -> str:
         return " ".join(
@@ -417,9 +440,12 @@ def commands(experiment: Experiment) -> list[dict[str, Any]]:
         ),
     ]
     shards = experiment.evaluation.shards
-    for method, options in experiment.methods.items():
-        for pair in experiment.method_pairs(method) if options.trainable else ():
-            lines.append(stage("fit", f"--method {method}", f"--pair {pair_name(pair)}"))
+    lines += [
+        stage("fit", f"--method {method}", f"--scope {scope}")
+        for method in experiment.trained_methods()
+        for scope in experiment.training_scopes(method)
+    ]
+    for method in experiment.methods:
         for source, target in experiment.directions(method):
             which = [f"--method {method}", f"--source {source}", f"--target {target}"]
             if shards == 1:

@@ -107,7 +107,14 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
         paths += set_files(experiment, method, figure.directions)
         if figure.kind == "cout":
             paths += metric_files(experiment, method, figure.directions)
+    if figure.kind == "tsne":
+        paths.append(embeddings(experiment))
     return paths
+
+
+def embeddings(experiment: Experiment) -> Path:
+    """The classifier's features of the test images."""
+    return layout.classifier(experiment.name) / "embeddings.safetensors"
 
 
 def dataset_card(experiment: Experiment) -> Path:
@@ -144,10 +151,9 @@ def curve_files(experiment: Experiment) -> list[Path]:
             for scope in experiment.scopes(generator)
         ),
         *(
-            layout.method(name, method, f"{pair[0]}-{pair[1]}") / "training.csv"
-            for method, options in experiment.methods.items()
-            if options.trainable
-            for pair in experiment.method_pairs(method)
+            layout.method(name, method, scope) / "training.csv"
+            for method in experiment.trained_methods()
+            for scope in experiment.training_scopes(method)
         ),
     ]
 

@@ -93,26 +93,32 @@
       })),
     };
     const update = async () => {
-      const step = Number(slider.value), end = step === last;
-      output.textContent = `step ${step} of ${last}`;
+      const step = Number(slider.value), end = step === path.at;
+      const where = path.position ? `k = ${path.position[step].toFixed(2)}` : `step ${step} of ${last}`;
+      output.textContent = where;
       const said = [];
       ["source", "target"].forEach((role, index) => {
         const bar = tile.querySelector(`.bar.${role}`);
         const value = path[role][step];
         bar.querySelector(".fill").style.width = end ? final.numbers[index].width : `${value * 100}%`;
         bar.querySelector(".after").textContent = end ? final.numbers[index].text : value.toFixed(2);
-        said.push(`${tile.dataset[role]} ${value.toFixed(2)}`);
+        let words = `${tile.dataset[role]} ${value.toFixed(2)}`;
+        if (path.intended) {
+          words += ` (intended ${path.intended[role][step].toFixed(2)})`;
+          output.textContent += `${index ? "," : "; intended"} ${path.intended[role][step].toFixed(2)}`;
+        }
+        said.push(words);
       });
-      slider.setAttribute("aria-valuetext", `step ${step} of ${last}: ${said.join(", ")}`);
+      slider.setAttribute("aria-valuetext", `${where}: ${said.join(", ")}`);
       answer.src = end ? final.answer : sources[step];
-      answer.alt = end ? final.alt : `Step ${step} of ${last} of the path`;
+      answer.alt = end ? final.alt : `The path at ${where}`;
       const drawn = end ? final.change : await difference(query.src, sources[step]);
       if (Number(slider.value) !== step) return;
       change.src = drawn;
-      change.alt = end ? final.altChange : `What has changed up to step ${step}`;
+      change.alt = end ? final.altChange : `What has changed at ${where}`;
     };
     slider.addEventListener("input", update);
-    slider.value = String(last);
+    slider.value = String(path.at);
     update();
   }
 })();

@@ -134,3 +134,9 @@ def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def md5(path: Path) -> str:
+    """Hexadecimal MD5 of a file's content: for downloads whose publisher states nothing better."""
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "md5").hexdigest()

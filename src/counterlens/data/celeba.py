@@ -1,0 +1,82 @@
+"""CelebA (Liu et al., ICCV 2015): 202,599 aligned faces with 40 attributes.
+
+Its terms must be accepted first, so nothing is downloaded: put the three official files into
+`data/raw/<dataset>/` or a mirror. The pictures must not be published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from counterlens.config import DatasetOptions
+from counterlens.data.base import Arrays, Dataset, Source
+from counterlens.data.celeba_labels import open_zip, splits
+from counterlens.errors import UserError
+
+CROP = 178
+SPLIT_NAMES = {"0": "train", "1": "val", "2": "test"}
+
+
+class Options(DatasetOptions):
+    """`attribute` as CelebA spells it (class 1 has it); `size` in pixels of the centre crop."""
+
+    files: ClassVar[tuple[str, ...]] = (
+        "img_align_celeba.zip",
+        "list_attr_celeba.txt",
+        "list_eval_partition.txt",
+    )
+    licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
+
+    attribute: str = "Smiling"
+    size: int = Field(default=128, ge=16, le=178)
+
+    @property
+    def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Without and with the attribute."""
+        words = self.attribute.replace("_", " ").lower()
+        return (f"not {words}", words)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """RGB squares."""
+        return (3, self.size, self.size)
+
+    @property
+    def name(self) -> str:
+        """A folder for each attribute and size."""
+        return f"{self.mirror_folder}-{self.attribute.replace('_', '-').lower()}-{self.size}"
+
+
+class Celeba(Dataset):
+    """The official split; centre crop of 178 pixels, resized (Lanczos)."""
+
+    sources = (
+        Source("img_align_celeba.zip", (), "md5:00d2c5bc6d35e252742224ab0c1e8fcb"),
+        Source("list_attr_celeba.txt", (), "md5:75e246fa4810816ffd6ee81facbd244c"),
+        Source("list_eval_partition.txt", (), "md5:d32c9cbf5e040fd4025c592c306e6668"),
+    )
+
+    def read(self, raw: Path) -> dict[str, Arrays]:
+        """Both splits; the official validation split is not used."""
+        zipped, attributes, partition = (raw / source.file for source in self.sources)
+        attribute = self.options.attribute  # type: ignore[attr-defined]
+        _, header, *rows = attributes.read_text(encoding="utf-8").splitlines()
+        names = header.split()
+        if attribute not in names:
+            raise UserError(f"{attributes}: no attribute '{attribute}'; known: {', '.join(names)}")
+        column = names.index(attribute) + 1
+        labels = {row.split()[0]: int(row.split()[column]) for row in rows if row.strip()}
+
+        def labelled() -> Iterator[tuple[str, str, int]]:
+            for line in partition.read_text(encoding="utf-8").splitlines():
+                file, split = line.split()
+                if file not in labels:
+                    raise UserError(f"{attributes}: has no row for {file}; download it again")
+                yield SPLIT_NAMES[split], f"img_align_celeba/{file}", int(labels[file] > 0)
+
+        with open_zip(zipped) as archive:
+            return splits(labelled(), archive, self.shape[1], CROP)

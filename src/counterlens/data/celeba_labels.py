@@ -1,0 +1,79 @@
+"""What both CelebA datasets share: images in a zip, of which one attribute is the label."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from counterlens.data.base import Arrays
+from counterlens.errors import UserError
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip file.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; download the dataset first") from None
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: not a readable zip file ({error}); delete it") from None
+
+
+def read_images(
+    archive: zipfile.ZipFile, members: Sequence[str], size: int, crop: int | None
+) -> np.ndarray:
+    """Decode pictures: uint8 (N, 3, size, size).
+
+    Args:
+        archive: holds the members as JPEG.
+        members: names in the archive, in order.
+        size: pixels on a side.
+        crop: first cut out a central square of that many pixels, or None.
+
+    Raises:
+        UserError: a member is missing or damaged.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    found = np.empty((len(members), 3, size, size), np.uint8)
+    for place, member in enumerate(members):
+        try:
+            with Image.open(io.BytesIO(archive.read(member))) as opened:
+                picture = opened.convert("RGB")
+        except (KeyError, UnidentifiedImageError, zipfile.BadZipFile, OSError) as error:
+            raise UserError(f"{archive.filename}: {member}: {error}; delete the file") from None
+        if crop is not None:
+            left, top = (picture.width - crop) // 2, (picture.height - crop) // 2
+            picture = picture.crop((left, top, left + crop, top + crop))
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+        found[place] = np.asarray(picture).transpose(2, 0, 1)
+    return found
+
+
+def splits(
+    rows: Iterable[tuple[str, str, int]],
+    archive: zipfile.ZipFile,
+    size: int,
+    crop: int | None = None,
+) -> dict[str, Arrays]:
+    """Both splits from rows (split, member, label 0 or 1); other splits are left out."""
+    kept: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
+    for split, member, label in rows:
+        if split in kept:
+            kept[split].append((member, label))
+    return {
+        split: Arrays(
+            read_images(archive, [member for member, _ in found], size, crop),
+            np.array([label for _, label in found], np.int64),
+        )
+        for split, found in kept.items()
+    }
