@@ -223,6 +223,7 @@ class Stages:
     def report(self, e: Experiment) -> Stage:
         """The experiment's report and its table of costs."""
         cost = layout.TABLES / f"{e.name}-cost"
+        animated = {Path(folder).parents[2] for folder in self.project.animations(e.name)}
         return self.stage(
             f"reports_{e.name}",
             deps=[
@@ -234,7 +235,7 @@ class Stages:
                 *(layout.TIMINGS / e.name / name for name in e.methods),
             ],
             parameters=[(str(file), ()) for file, _ in chain(e.name)],
-            outs=[layout.report(e.name)],
+            outs=[layout.report(e.name), *animated],
             reports=[cost.with_suffix(".csv"), cost.with_suffix(".md")],
         )
 

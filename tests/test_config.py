@@ -99,7 +99,7 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "unknown key of a nested mapping": (
         lambda e: e["evaluation"].update(image=3),
-        ("evaluation.image: unknown key; allowed: batch_size, images, shard_size",),
+        ("evaluation.image: unknown key; allowed: animations, batch_size, errors, images",),
     ),
     "wrong type": (
         lambda e: e.update(seed="many"),
@@ -229,6 +229,27 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "ratio of words": (
         lambda e: e["methods"]["pgd"].update(epsilon="much/little"),
         ("methods.pgd.epsilon: ", "'much/little'"),
+    ),
+    "training of a method that is not there": (
+        lambda e: e["methods"].update(more={**e["methods"]["c3lt"], "trained_as": "c4lt"}),
+        ("methods.more.trained_as: 'c4lt' has no training of its own", "those that have: c3lt"),
+    ),
+    "training of a method that has none": (
+        lambda e: e["methods"].update(more={**e["methods"]["c3lt"], "trained_as": "pgd"}),
+        ("methods.more.trained_as: 'pgd' has no training of its own",),
+    ),
+    "training with other options": (
+        lambda e: e["methods"].update(
+            more={**e["methods"]["c3lt"], "trained_as": "c3lt", "alpha": 0.5, "steps": 2}
+        ),
+        ("methods.more.trained_as: 'c3lt' is trained with other values of alpha, steps",),
+    ),
+    "training on other pairs": (
+        lambda e: (
+            e["methods"].update(more={**e["methods"]["c3lt"], "trained_as": "c3lt"}),
+            e["methods"]["c3lt"].update(pairs=[[4, 9]]),
+        ),
+        ("methods.more.trained_as: 'c3lt' is not trained on [[3, 8]]",),
     ),
     "small that is no mapping": (
         lambda e: e.update(small=[1]),
@@ -435,6 +456,33 @@ def test_directions_scopes_and_columns(write) -> None:
     assert list(e.columns()) == ["validity", "im1", "im2"]
     assert all(isinstance(column, Column) for column in e.columns().values())
     assert parse_pair(pair_name((4, 9))) == (4, 9)
+
+
+def mirror(**options: Any) -> dict[str, Any]:
+    """A tiny experiment with Mirror-CFE, trained once and used twice."""
+    content = changed(lambda e: e.update(classifier={"kind": "gap-resnet"}))
+    content["methods"] = {
+        "first": {"kind": "mirror-cfe", **options},
+        "end": {"kind": "mirror-cfe", "point": "reflection", "trained_as": "first", **options},
+    }
+    return content
+
+
+def test_two_methods_may_share_a_training(write) -> None:
+    write(mirror())
+    e = load_experiment("tiny", "small")
+    assert e.trained_methods() == ("first",)
+    assert e.training_of("end", (4, 9)) == e.training_of("first", (4, 9)) == ("first", "4-9")
+    assert e.training_scopes("first") == {"3-8": ((3, 8),), "4-9": ((4, 9),)}
+    assert e.methods["first"].training() == e.methods["end"].training()
+    assert "point" not in e.methods["end"].training()
+
+
+def test_a_joint_training_serves_all_pairs(write) -> None:
+    write(mirror(scope="all-pairs"))
+    e = load_experiment("tiny", "small")
+    assert e.training_scopes("first") == {"all-pairs": ((3, 8), (4, 9))}
+    assert e.training_of("end", (3, 8)) == ("first", "all-pairs")
 
 
 @pytest.mark.parametrize(

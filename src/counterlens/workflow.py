@@ -212,16 +212,19 @@ class Workflow:
 
     def experiment_target(self, name: str) -> list[str]:
         """An experiment's report, costs and animations, and the tables about it alone."""
+        own = [table for table, content in self.tables.items() if content.experiments == (name,)]
+        tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
+        return [str(layout.report(name)), *tables, *self.animations(name)]
+
+    def animations(self, name: str) -> list[str]:
+        """The folders of an experiment's animations."""
         e = self.experiments[name]
-        animated = [
-            str(layout.animations(name, method, e.dataset.name, pair_name(pair)))
+        return strings(
+            layout.animations(name, method, e.dataset.name, pair_name(pair))
             for method in e.methods
             if e.methods[method].animated and e.evaluation.animations
             for pair in e.method_pairs(method)
-        ]
-        own = [table for table, content in self.tables.items() if content.experiments == (name,)]
-        tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
-        return [str(layout.report(name)), *tables, *animated]
+        )
 
     def named_targets(self) -> dict[str, list[str]]:
         """Files by target name: every table, figure and experiment, and the groups of `dvc.yaml`.
@@ -249,6 +252,7 @@ class Workflow:
             found[f"reports_{name}"] = [
                 str(layout.report(name)),
                 f"{layout.TABLES}/{name}-cost.csv",
+                *self.animations(name),
             ]
         return {**found, "pretrained": sorted(weights)} if weights else found
 

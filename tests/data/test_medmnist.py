@@ -59,16 +59,21 @@ def test_grey_images_get_a_channel(tmp_path, monkeypatch):
     np.testing.assert_array_equal(images[:, 0], content(())["test_images"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "key", "page"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "packed", "key", "page", "empty"])
 def test_a_damaged_file_is_named(kind, tmp_path, damage):
     dataset = load_dataset(dataset_options(kind, []))
     path = tmp_path / dataset.sources[0].file
     whole = path.read_bytes()
-    if damage == "cut":
-        path.write_bytes(whole[: len(whole) // 2])
+    if damage in ("cut", "empty"):
+        path.write_bytes(whole[: len(whole) // 2 if damage == "cut" else 0])
     elif damage == "changed":
         where = whole.index(content()["test_images"].tobytes())
         path.write_bytes(whole[:where] + bytes([whole[where] ^ 255]) + whole[where + 1 :])
+    elif damage == "packed":
+        np.savez_compressed(path, **content())
+        changed = bytearray(path.read_bytes())
+        changed[200:216] = b"\xff" * 16
+        path.write_bytes(changed)
     elif damage == "key":
         np.savez(path, **{k: v for k, v in content().items() if k != "test_labels"})
     else:

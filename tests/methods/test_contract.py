@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from counterlens import plugins
 from counterlens.methods.base import Explanation, Method
+from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import image_generators
 from counterlens.runtime.training import load_model, save_model
 
@@ -52,7 +53,7 @@ def method(request: pytest.FixtureRequest, create, shapes) -> Method:
     made = create(request.param)
     if made.options.trainable:
         made.fit(shapes(24, (4, 9)))
-        made.trained().requires_grad_(False).eval()
+        freeze(made.trained(), made.task.device)
     return made
 
 
@@ -153,14 +154,29 @@ def test_the_memory_format_does_not_matter(method: Method, queries: Queries, ali
     alike(turned.ask(method), expected, everyone)
 
 
-def test_a_path_ends_at_the_counterfactual(method: Method, queries: Queries) -> None:
-    path = method.path(queries.x, queries.source, queries.target)
-    if path is None:
+def test_the_counterfactual_stands_on_its_path(method: Method, queries: Queries) -> None:
+    """At the end, or where the method's `position` says: its path then goes beyond."""
+    walk = method.path(queries.x, queries.source, queries.target)
+    if walk is None:
         assert type(method).path is Method.path  # it says so by leaving it out
         return
-    assert path.ndim == 5 and len(path) == 6 and path.shape[1] >= 2
-    assert path.shape[2:] == queries.x.shape[1:] and ((path >= 0) & (path <= 1)).all()
-    torch.testing.assert_close(path[:, -1], queries.ask(method).counterfactual)
+    steps, classes = len(walk.position), method.task.classifier(queries.x).shape[1]
+    assert steps >= 2 and walk.images.shape == (6, steps, *queries.x.shape[1:])
+    assert ((walk.images >= 0) & (walk.images <= 1)).all()
+    assert walk.position.tolist() == sorted({*walk.position.tolist()})  # one step after another
+    assert (walk.position[0], walk.position[-1]) == (0, 1)
+    if walk.intended is not None:
+        assert walk.intended.shape == (6, steps, classes) and (walk.intended >= 0).all()
+        torch.testing.assert_close(walk.intended.sum(dim=2), torch.ones(6, steps))
+    if walk.features is not None:
+        assert walk.features.shape[:2] == (6, steps) and walk.features.isfinite().all()
+    answer = queries.ask(method)
+    print("POS",answer.extras.get("position"))
+    at = answer.extras.get("position", torch.ones(6))
+    nearest = (walk.position - at[:, None]).abs().argmin(dim=1)
+    torch.testing.assert_close(
+        walk.images[torch.arange(6), nearest], answer.counterfactual, atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,5 +199,7 @@ def test_training(kind: str, create, shapes, queries: Queries, tmp_path: Path, s
     save_model(tmp_path / "model.safetensors", module)
     loaded = create(kind, seed=8)
     load_model(tmp_path / "model.safetensors", loaded.trained())
+    for module in (made.trained(), loaded.trained()):
+        freeze(module, made.task.device)
     expected, found = queries.ask(made), queries.ask(loaded)
     assert torch.equal(found.counterfactual, expected.counterfactual)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -41,14 +42,14 @@ def read_images(
     Raises:
         UserError: a member is missing or damaged.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     found = np.empty((len(members), 3, size, size), np.uint8)
     for place, member in enumerate(members):
         try:
             with Image.open(io.BytesIO(archive.read(member))) as opened:
                 picture = opened.convert("RGB")
-        except (KeyError, UnidentifiedImageError, zipfile.BadZipFile, OSError) as error:
+        except (KeyError, zipfile.BadZipFile, zlib.error, OSError) as error:
             raise UserError(f"{archive.filename}: {member}: {error}; delete the file") from None
         if crop is not None:
             left, top = (picture.width - crop) // 2, (picture.height - crop) // 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ class MedMnistDataset(Dataset):
                 return {split: self._split(content, split) for split in ("train", "test")}
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; download the dataset first") from None
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{path}: not a readable MedMNIST file ({error}); delete it and download it again"
             ) from None
