@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -44,6 +45,24 @@ def test_the_feature_extractor_is_another_network_than_the_explained_one(
     torch.testing.assert_close(features, expected)
     with pytest.raises(ValueError, match="uint8"):
         oracle.features(prepared["test"].images)
+
+
+def test_networks_with_batch_normalisation_are_saved_as_they_are_loaded(
+    experiment, prepared
+) -> None:
+    """A frozen network has its normalisation folded away and would not fit when it is loaded."""
+    e = experiment(
+        {"judge": {"kind": "feature-extractor"}},
+        classifier={"kind": "gap-resnet", "widths": (4, 8), "epochs": 1},
+    )
+    classifiers_train.run(e, CPU)
+    train.run(e, "judge", CPU)
+    images = prepared["test"].images
+    for model in (load_classifier(e, CPU), base.load(e, "judge", CPU).model):  # type: ignore[attr-defined]
+        assert torch.isfinite(model(images)).all()
+    predictions = pd.read_parquet(layout.classifier("tiny") / "predictions.parquet")
+    found = load_classifier(e, CPU).probabilities(images)
+    torch.testing.assert_close(found[:, 0], torch.tensor(predictions["p0"].to_numpy()))
 
 
 def test_its_fingerprint_changes_with_its_weights(experiment, prepared) -> None:

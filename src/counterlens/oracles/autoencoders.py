@@ -166,7 +166,7 @@ class Autoencoders(TrainedOracle):
             **{f"optimizer {key}": optimizer for key, optimizer in optimizers.items()},
         }
         history = train(self.name, max(epochs.values()), epoch_losses, parts, checkpoint)
-        freeze(self.models, device)
+        self.models.eval()  # not frozen yet: a frozen network is not for saving
         return Fitted(history, {"reconstruction_mse": self._errors(test_set)})
 
     def _errors(self, test_set: ImageSet) -> dict[str, float]:

@@ -60,7 +60,7 @@ class FeatureExtractor(TrainedOracle):
         history = training.fit(
             self.model, train_set, options, seed, device, checkpoint, name=self.name
         )
-        freeze(self.model, device)
+        self.model.eval()  # not frozen yet: a frozen network is not for saving
         predicted = self.model.probabilities(test_set.images).argmax(1)
         accuracy = (predicted == test_set.labels).double().mean().item()
         return Fitted(history, {"test_accuracy": accuracy, "test_images": len(test_set)})
