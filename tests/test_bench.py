@@ -70,13 +70,13 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Everything that `c3lt` and `pgd` need for the pair 4-9."""
     monkeypatch.chdir(tmp_path)
     files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
-    prepare("digits", layout.raw("digits"), layout.PREPARED / "digits")
     found = load_experiment("tiny", "small")
+    prepare(found.dataset, layout.raw("digits"), layout.PREPARED / "digits")
     torch.manual_seed(0)
     save_model(classifiers.model_file(found), classifiers.create(found))
     for name, scope in (("dcgan", "all-classes"), ("encoder", "4-9")):
         save_model(generators.model_file(found, name, scope), generators.create(found, name))
-    trained = methods.create(found, "c3lt", (4, 9), CPU).trained()
+    trained = methods.create(found, "c3lt", "4-9", CPU).trained()
     save_model(layout.method("tiny", "c3lt", "4-9") / "model.safetensors", trained)
     return found
 

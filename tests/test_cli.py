@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from counterlens import __version__, cli
-from counterlens.config import Experiment
+from counterlens.config import Experiment, dataset_options
 from counterlens.errors import UserError
 
 RULES = sorted(Path(__file__).parents[1].glob("rules/*.smk"))
@@ -37,7 +37,8 @@ def test_help_does_not_import_torch() -> None:
 
 
 def test_help_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert {"fetch", "classifier", "fit", "explain", "original-data", "check"} <= set(STAGES)
+    wanted = {"fetch", "classifier", "fit", "explain", "original-data", "animations", "check"}
+    assert wanted <= set(STAGES)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["--help"])
     assert stopped.value.code == 0
@@ -129,7 +130,7 @@ OF_AN_EXPERIMENT = [
         ["dcgan", "4-9"],
         [],
     ),
-    ("fit --method c3lt --pair 4-9", "methods.fit", "run", ["c3lt", (4, 9)], []),
+    ("fit --method c3lt --scope 4-9", "methods.fit", "run", ["c3lt", "4-9"], []),
     (
         "explain --method pgd --source 9 --target 4 --shard 2 --of 3",
         "methods.explain",
@@ -180,20 +181,24 @@ def test_a_stage_on_a_device(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("fit --method dream --pair 4-9", "--method dream: the experiment digits has none of that"),
+        (
+            "fit --method dream --scope 4-9",
+            "--method dream: the experiment digits has none of that",
+        ),
         ("metrics --method dream --source 4 --target 9", "c3lt-n3, pgd, original-data"),
         ("generator --generator gan --scope 4-9", "--generator gan: "),
         ("oracle --oracle judge", "--oracle judge: "),
-        ("fit --method c3lt --pair 4_9", "'4_9' is not a pair; write two class indices"),
+        ("animations --method c3lt --pair 4_9", "'4_9' is not a pair; write two class indices"),
     ],
 )
 def test_a_name_that_the_experiment_has_not(
     words: str, told: str, called, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    seen = called("methods.fit", "run")
+    stages = [called("methods.fit", "run"), called("reports.animations", "run")]
     assert cli.main([*words.split(), "--experiment", "digits"]) == 2
     shown = capsys.readouterr().err
-    assert told in shown and len(shown.splitlines()) == 1 and "arguments" not in seen
+    assert told in shown and len(shown.splitlines()) == 1
+    assert not any("arguments" in seen for seen in stages)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +212,26 @@ def test_a_name_that_the_experiment_has_not(
             "fetch --dataset mnist --file f.gz --mirror /m",
             "data.fetch",
             "fetch_dataset_file",
-            ("mnist", "f.gz", Path("data/raw/mnist/f.gz"), "/m"),
+            (dataset_options("mnist", []), "f.gz", Path("data/raw/mnist/f.gz"), "/m"),
         ),
         (
             "prepare --dataset fashion-mnist",
             "data.prepare",
             "prepare",
             (
-                "fashion-mnist",
+                dataset_options("fashion-mnist", []),
                 Path("data/raw/fashion-mnist"),
                 Path("data/prepared/fashion-mnist"),
+            ),
+        ),
+        (
+            "prepare --dataset celeba --set attribute=Young --set size=64",
+            "data.prepare",
+            "prepare",
+            (
+                dataset_options("celeba", ["attribute=Young", "size=64"]),
+                Path("data/raw/celeba-young-64"),
+                Path("data/prepared/celeba-young-64"),
             ),
         ),
         (
@@ -245,6 +260,14 @@ def test_gather(called: Callable[[str, str], dict[str, Any]]) -> None:
     assert cli.main(words.split()) == 0
     assert seen["arguments"][0].scale == "small"  # what config.yaml says
     assert seen["arguments"][1:] == ("pgd", 9, 4, 3) and seen["order"] == []
+
+
+def test_animations(called: Callable[[str, str], dict[str, Any]]) -> None:
+    seen = called("reports.animations", "run")
+    words = "animations --experiment digits --method c3lt --pair 4-9"
+    assert cli.main(words.split()) == 0
+    assert seen["arguments"][0].name == "digits"
+    assert seen["arguments"][1:] == ("c3lt", (4, 9)) and seen["order"] == []
 
 
 @pytest.mark.parametrize(
@@ -288,7 +311,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commands() -> list[str]:
     """The shell line of every rule, with its wildcards filled in."""
-    fillings = {"source": "4", "target": "9", "pair": "4-9", "shard": "1", "of": "2"}
+    fillings = {"source": "4", "target": "9", "scope": "4-9", "shard": "1", "of": "2"}
     fillings |= {"threads": "1", "gpu": "0", "scale": "small", "log": "any.log"}
     found = []
     for path in RULES:

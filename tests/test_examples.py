@@ -41,15 +41,15 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The digits, and a classifier that is not trained."""
     monkeypatch.chdir(tmp_path)
     files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
-    prepare("digits", layout.raw("digits"), layout.PREPARED / "digits")
     found = load_experiment("tiny", "small")
+    prepare(found.dataset, layout.raw("digits"), layout.PREPARED / "digits")
     torch.manual_seed(0)
     save_model(classifiers.model_file(found), classifiers.create(found))
     return found
 
 
 def test_example_runs_through_the_stages(experiment: Experiment) -> None:
-    fit.run(experiment, "nearest", (4, 9), CPU)
+    fit.run(experiment, "nearest", "4-9", CPU)
     for source, target in ((4, 9), (9, 4)):
         explain.run(experiment, "nearest", source, target, CPU)
         stem = layout.counterfactuals("tiny", "nearest", source, target)
@@ -67,7 +67,7 @@ def test_example_runs_through_the_stages(experiment: Experiment) -> None:
 
 
 def test_example_takes_the_nearest_that_the_classifier_recognises(experiment: Experiment) -> None:
-    fit.run(experiment, "nearest", (4, 9), CPU)
+    fit.run(experiment, "nearest", "4-9", CPU)
     method = base.load(experiment, "nearest", (4, 9), CPU)
     x = load_split(layout.prepared("digits", "test"), [4]).images[:5]
     source, target = torch.full((5,), 4), torch.full((5,), 9)
@@ -90,7 +90,7 @@ def test_example_takes_the_nearest_that_the_classifier_recognises(experiment: Ex
 
 
 def test_example_tells_when_it_found_none(experiment: Experiment) -> None:
-    fit.run(experiment, "nearest", (4, 9), CPU)
+    fit.run(experiment, "nearest", "4-9", CPU)
     method = base.load(experiment, "nearest", (4, 9), CPU)
     x = load_split(layout.prepared("digits", "test"), [4]).images[:3]
 
@@ -106,7 +106,7 @@ def test_example_tells_when_it_found_none(experiment: Experiment) -> None:
 
 def test_example_refuses_a_bank_larger_than_the_class(experiment: Experiment) -> None:
     with pytest.raises(UserError, match="per_class: 100000"):
-        fit.run(experiment, "greedy", (4, 9), CPU)
+        fit.run(experiment, "greedy", "4-9", CPU)
 
 
 def plugin_of(document: str, folder: Path) -> Path:

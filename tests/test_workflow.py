@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +14,7 @@ import yaml
 
 from counterlens import layout, plugins, workflow
 from counterlens.errors import UserError
+from counterlens.reports import inputs
 from counterlens.workflow import PACKAGE, Workflow
 
 RULES = "\n".join(
@@ -28,9 +29,9 @@ def project(root: Path) -> Workflow:
 
 
 def jobs(project: Workflow) -> Iterator[SimpleNamespace]:
-    """Wildcards of every experiment with each of its methods, generators and oracles."""
+    """Wildcards of every experiment with each of its methods, generators (if any) and oracles."""
     for name, e in project.experiments.items():
-        for method, generator, oracle in product(e.methods, e.generators, e.oracles):
+        for method, generator, oracle in product(e.methods, e.generators or [None], e.oracles):
             a, b = e.method_pairs(method)[0]
             yield SimpleNamespace(
                 experiment=name,
@@ -39,10 +40,9 @@ def jobs(project: Workflow) -> Iterator[SimpleNamespace]:
                 generator=generator,
                 oracle=oracle,
                 weight="any",
-                scope=e.scopes(generator)[0],
+                scope=e.scopes(generator)[0] if generator else None,
                 source=str(a),
                 target=str(b),
-                pair=f"{a}-{b}",
             )
 
 
@@ -56,6 +56,11 @@ def file(section: str, kind: str) -> str:
 def code_functions() -> list[str]:
     """The code functions that the rules name, `report_code` aside."""
     return sorted(set(re.findall(r"code=project\.(\w+_code),", RULES)))
+
+
+def of_this_job(wildcards: SimpleNamespace, functions: Iterable[str]) -> list[str]:
+    """The functions, less those of a generator where the job's experiment has none."""
+    return [f for f in functions if wildcards.generator or not f.startswith("generator_")]
 
 
 def test_every_rule_has_code_as_input() -> None:
@@ -73,7 +78,7 @@ def test_every_rule_has_code_as_input() -> None:
 def test_the_code_inputs_of_all_rules_cover_the_package(project: Workflow) -> None:
     covered: set[str] = set()
     for wildcards in jobs(project):
-        for name in code_functions():
+        for name in of_this_job(wildcards, code_functions()):
             covered |= set(getattr(project, name)(wildcards))
     for module in re.findall(r'code=project\.report_code\("(\w+)"\)', RULES):
         covered |= set(project.report_code(module))
@@ -136,8 +141,10 @@ def test_a_job_depends_on_its_own_plugins_only(project: Workflow) -> None:
             found = set(function(wildcards))
             assert not any(name.startswith(str(SOURCES / "methods")) for name in found)
             assert not any(name.startswith(str(SOURCES / "generators")) for name in found)
-        assert file("metrics", "cout") in project.metrics_code(wildcards)
-        assert project.fetch_code(wildcards) == [file("data", e.dataset.name)]
+        judges = {file("metrics", metric.kind) for metric in e.metrics}
+        judges |= {file("oracles", oracle.kind) for oracle in e.oracles.values()}
+        assert judges <= set(project.metrics_code(wildcards))
+        assert project.fetch_code(wildcards) == [file("data", e.dataset.kind)]
 
 
 def test_pgd_needs_no_generator(project: Workflow) -> None:
@@ -150,7 +157,7 @@ def test_control_modules_are_inputs_of_the_reports_alone(project: Workflow) -> N
     control = {str(SOURCES / f"{name}.py") for name in workflow.CONTROL}
     assert all(Path(name).is_file() for name in control)
     for wildcards in jobs(project):
-        for name in code_functions():
+        for name in of_this_job(wildcards, code_functions()):
             assert not control & set(getattr(project, name)(wildcards))
     assert control <= set(project.report_code("html"))
     templates = {name for name in project.report_code("html") if not name.endswith(".py")}
@@ -178,7 +185,7 @@ SETTINGS = (
     "generator_settings",
     "method_settings",
     "explain_settings",
-    "original_data_settings",
+    "evaluation_settings",
     "metrics_settings",
     "report_settings",
 )
@@ -199,7 +206,7 @@ def settings_of(project: Workflow) -> dict[tuple[str, ...], str]:
             *([getattr(wildcards, NAMED[function])] if function in NAMED else []),
         ): getattr(project, function)(wildcards)
         for wildcards in jobs(project)
-        for function in SETTINGS
+        for function in of_this_job(wildcards, SETTINGS)
     }
 
 
@@ -249,7 +256,7 @@ def test_pairs_do_not_change_what_a_method_is_trained_with(differences, project)
 def test_evaluation_changes_the_counterfactuals_only(differences, project) -> None:
     methods = project.experiments["digits"].methods
     assert differences(lambda e: e["evaluation"].update(images=7)) == {
-        ("original_data_settings", "digits"),
+        ("evaluation_settings", "digits"),
         *(("explain_settings", "digits", method) for method in methods),
     }
 
@@ -277,6 +284,27 @@ def test_the_seed_changes_everything_of_its_experiment(differences, project) -> 
 
 def test_spelling_a_default_out_changes_nothing(differences) -> None:
     assert differences(lambda e: e["methods"]["c3lt"].update(alpha=0.1)) == set()
+
+
+def test_only_what_shapes_a_training_trains_anew(project: Workflow) -> None:
+    name = "mirror-cfe-mnist"
+    e = project.experiments[name]
+    wildcards = SimpleNamespace(experiment=name, method="mirror-cfe")
+
+    def settings(**changes: Any) -> tuple[str, str]:
+        options = e.methods["mirror-cfe"].model_copy(update=changes)
+        methods = {**e.methods, "mirror-cfe": options}
+        project.experiments[name] = e.model_copy(update={"methods": methods})
+        return project.method_settings(wildcards), project.explain_settings(wildcards)
+
+    fit, explain = settings()
+    for change in ({"point": "reflection"}, {"grid": 7}):
+        assert settings(**change)[0] == fit and settings(**change)[1] != explain
+    assert settings(pairs=e.pairs[:1]) == (fit, explain)
+    assert settings(lr=0.5)[0] != fit
+    # a joint training depends on the pairs that it is of
+    joint = {"scope": "all-pairs"}
+    assert settings(**joint)[0] != settings(**joint, pairs=e.pairs[:1])[0] != fit
 
 
 # Targets and inputs
@@ -314,7 +342,7 @@ def test_inputs_of_the_generators_and_methods_of_digits(project: Workflow) -> No
         f"{models}/encoder/4-9/model.safetensors",
     ]
     assert project.method_model(back) == ["results/digits/methods/c3lt/4-9/model.safetensors"]
-    fit = SimpleNamespace(experiment="digits", method="c3lt", pair="4-9")
+    fit = SimpleNamespace(experiment="digits", method="c3lt", scope="4-9")
     assert project.method_generators(fit) == project.method_generators(back)
     pgd = SimpleNamespace(experiment="digits", method="pgd", source="9", target="4")
     assert project.method_generators(pgd) == project.method_model(pgd) == []
@@ -323,6 +351,77 @@ def test_inputs_of_the_generators_and_methods_of_digits(project: Workflow) -> No
         f"{models}/encoder/3-8/model.safetensors",
         f"{models}/encoder/4-9/model.safetensors",
     }
+
+
+def test_inputs_of_shared_and_joint_trainings(project: Workflow) -> None:
+    name = "mirror-cfe-mnist"
+    folder = f"results/{name}/methods"
+    for method, model in (
+        ("mirror-cfe", "mirror-cfe/4-9"),
+        ("mirror-cfe-reflection", "mirror-cfe/4-9"),
+        ("mirror-cfe-multi-class", "mirror-cfe-multi-class/all-pairs"),
+    ):
+        back = SimpleNamespace(experiment=name, method=method, source="9", target="4")
+        assert project.method_model(back) == [f"{folder}/{model}/model.safetensors"]
+    for scope, method in (("all-pairs", "mirror-cfe-multi-class"), ("4-9", "mirror-cfe")):
+        fit = SimpleNamespace(experiment=name, method=method, scope=scope)
+        assert project.method_generators(fit) == []
+    curves = [str(path) for path in inputs.curve_files(project.experiments[name])]
+    assert [path for path in curves if path.startswith(folder)] == [
+        f"{folder}/{model}/training.csv"
+        for model in (
+            "mirror-cfe/3-8",
+            "mirror-cfe/4-9",
+            "mirror-cfe/5-6",
+            "mirror-cfe-multi-class/all-pairs",
+        )
+    ]
+
+
+def test_predictions_are_an_input_where_they_choose_the_queries(project: Workflow) -> None:
+    predictions = "results/mirror-cfe-mnist/classifier/predictions.parquet"
+    mirror, plain = (SimpleNamespace(experiment=n) for n in ("mirror-cfe-mnist", "c3lt-mnist"))
+    assert project.explained_predictions(mirror) == [predictions]
+    assert project.explained_predictions(plain) == []
+    e = project.experiments["mirror-cfe-mnist"]
+    for changes, wanted in (
+        ({"queries": "label"}, [predictions]),  # the errors are still chosen by it
+        ({"errors": 0}, [predictions]),
+        ({"queries": "label", "errors": 0}, []),
+    ):
+        evaluation = e.evaluation.model_copy(update=changes)
+        project.experiments[e.name] = e.model_copy(update={"evaluation": evaluation})
+        assert project.explained_predictions(mirror) == wanted
+
+
+def test_animations_are_targets_of_their_experiment(project: Workflow) -> None:
+    name = "mirror-cfe-mnist"
+    folders = [
+        f"results/{name}/animations/mirror-cfe/mnist/{pair}" for pair in ("3-8", "4-9", "5-6")
+    ]
+    assert project.animations(name) == folders  # of the first counterfactuals alone
+    assert set(folders) < set(project.experiment_target(name))
+    wildcards = SimpleNamespace(experiment=name, method="mirror-cfe", scope="4-9")
+    stem = f"results/{name}/counterfactuals/mirror-cfe"
+    assert project.animation_inputs(wildcards) == [
+        f"{stem}/{direction}.{suffix}"
+        for direction in ("4_to_9", "9_to_4")
+        for suffix in ("safetensors", "parquet")
+    ]
+    e = project.experiments[name]
+    none = e.evaluation.model_copy(update={"animations": 0})
+    project.experiments[name] = e.model_copy(update={"evaluation": none})
+    assert project.animations(name) == [] == project.animations("c3lt-mnist")
+
+
+def test_datasets_are_named_with_their_options(project: Workflow) -> None:
+    name = "celeba-subset-mouth-slightly-open"
+    wildcards = SimpleNamespace(dataset=name)
+    assert project.dataset_arguments(wildcards) == (
+        "celeba-subset --set attribute=Mouth_Slightly_Open"
+    )
+    assert project.raw_files(wildcards) == [f"data/raw/{name}/celeba_subset_64.zip"]
+    assert project.dataset_arguments(SimpleNamespace(dataset="mnist")) == "mnist"
 
 
 def test_pretrained_oracles_are_their_weights(project: Workflow) -> None:

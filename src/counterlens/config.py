@@ -5,7 +5,9 @@ Nothing here imports torch: the workflow validates every experiment before any j
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -63,6 +65,12 @@ class Options(Model):
     kind: str
 
 
+def _as_yaml(value: object) -> str:
+    """A value as YAML reads it back, without quotes where it needs none."""
+    plain = isinstance(value, str) and yaml.safe_load(value) == value
+    return str(value) if plain else json.dumps(value)
+
+
 class DatasetOptions(Options):
     """`files` are the raw files to download; `shape` is (C, H, W).
 
@@ -88,7 +96,8 @@ class DatasetOptions(Options):
     def arguments(self) -> str:
         """The dataset as `counterlens fetch` and `prepare` are told of it."""
         chosen = self.model_dump(mode="json", exclude={"kind"}, exclude_defaults=True)
-        return " ".join([self.kind, *(f"--set {key}={value}" for key, value in chosen.items())])
+        settings = [f"{key}={_as_yaml(value)}" for key, value in chosen.items()]
+        return " ".join([self.kind, *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
 
 class ClassifierOptions(Options):
@@ -540,9 +549,12 @@ def dataset_options(kind: str, settings: Iterable[str]) -> DatasetOptions:
     content: dict[str, Any] = {"kind": kind}
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals:
-            raise UserError(f"--set {setting}: write KEY=VALUE")
-        content[key] = yaml.safe_load(value)
+        if not equals or key == "kind":
+            raise UserError(f"--set {setting}: write KEY=VALUE, an option of the dataset")
+        try:
+            content[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {setting}: the value is not valid YAML") from None
     model = plugins.options_class("data", kind)
     assert issubclass(model, DatasetOptions)
     return _validate(Path("--set"), "", model, content)

@@ -118,6 +118,12 @@ class Workflow:
                 if name not in known:
                     raise UserError(f"{place}: '{name}' is unknown; known: {', '.join(known)}")
 
+        for name, e in self.experiments.items():
+            if e.dataset != self.datasets[e.dataset.name]:
+                raise UserError(
+                    f"{CONFIG_DIR / 'experiments' / name}.yaml: dataset: '{e.dataset.name}' has "
+                    "other options in another experiment; let its `name` depend on them"
+                )
         for section in ("experiments", "tables", "figures"):
             place = f"{CONFIG_DIR / 'config.yaml'}: {section}"
             check(place, getattr(self.project, section), getattr(self, section))

@@ -162,6 +162,6 @@ def test_a_residual_block_adds_its_input() -> None:
     """With the second normalisation at zero a block is the ReLU of its shortcut."""
     model = GapResNet(GapOptions(kind="gap-resnet", widths=(4,)), (1, 28, 28), 5).eval()
     block = model.stages[0]
-    nn.init.zeros_(block.norm2.weight)  # type: ignore[union-attr, arg-type]
+    nn.init.zeros_(block.residual[-1].weight)  # type: ignore[index, union-attr, arg-type]
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(block(x), x.clamp(min=0))

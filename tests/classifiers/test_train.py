@@ -1,4 +1,4 @@
-"""Training of a classifier and the stage's four files."""
+"""Training of a classifier and the stage's five files."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def experiment(make_experiment: Callable, prepared: Callable[..., None]):
     return make_experiment(classifier={"kind": "lenet", "epochs": 3, "batch_size": 32})
 
 
-def test_the_stage_writes_four_files(experiment, digests) -> None:
+def test_the_stage_writes_five_files(experiment, digests) -> None:
     train.run(experiment, CPU)
     folder = layout.classifier("tiny")
     assert {path.name for path in folder.iterdir()} == {
@@ -138,6 +138,7 @@ def test_the_stage_writes_four_files(experiment, digests) -> None:
         "card.json",
         "training.csv",
         "predictions.parquet",
+        "embeddings.safetensors",
     }
     card = files.read_json(folder / "card.json")
     assert (card["kind"], card["dataset"], card["scale"]) == ("lenet", "digits", "small")
@@ -157,9 +158,15 @@ def test_the_stage_writes_four_files(experiment, digests) -> None:
     found = model.probabilities(test.images).numpy()
     np.testing.assert_allclose(table[[f"p{k}" for k in range(10)]].to_numpy(), found, atol=1e-6)
     assert table["predicted"].tolist() == found.argmax(1).tolist()
+    stored = files.load_tensors(folder / "embeddings.safetensors")
+    assert stored["features"].dtype == np.float32 and stored["features"].shape == (30, 256)
+    assert stored["labels"].tolist() == test.labels.tolist()
+    with torch.no_grad():
+        embedded = model.embedding(test.images).numpy()
+    np.testing.assert_allclose(stored["features"], embedded, atol=1e-5)
     assert card["test_accuracy"] == np.mean(table["label"] == table["predicted"])
     assert not model.training and not any(p.requires_grad for p in model.parameters())
-    assert len(digests()) == 4
+    assert len(digests()) == 5
 
 
 def test_a_killed_stage_leaves_nothing_and_ends_with_the_same_bytes(

@@ -160,7 +160,7 @@ def test_changed_or_missing_raw_file_is_rejected_before_anything_is_written(tmp_
     small_mnist(tmp_path, monkeypatch)
     file = tmp_path / "train-labels-idx1-ubyte.gz"
     file.write_bytes(gzip.compress(b"other"))
-    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz: is not the file with SHA-256 "):
+    with pytest.raises(UserError, match=r"labels-idx1-ubyte\.gz: is not the file with SHA-256 "):
         prepare(MNIST, tmp_path, tmp_path / "out")
     file.unlink()
     with pytest.raises(UserError, match=r"train-labels-idx1-ubyte\.gz: no such file"):

@@ -94,7 +94,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
         classifiers_train.run(e, CPU)
         generators_train.run(e, "dcgan", "all-classes", CPU)
         generators_train.run(e, "encoder", "4-9", CPU)
-        fit.run(e, "c3lt", (4, 9), CPU)
+        fit.run(e, "c3lt", "4-9", CPU)
     return folder
 
 
@@ -107,7 +107,7 @@ def experiment(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return load_experiment("tiny", "small")
 
 
-def evaluated(e: Experiment, **changes: int) -> Experiment:
+def evaluated(e: Experiment, **changes: int | str) -> Experiment:
     evaluation = Evaluation.model_validate({**e.evaluation.model_dump(), **changes})
     return e.model_copy(update={"evaluation": evaluation})
 
@@ -127,12 +127,12 @@ def test_fit_writes_the_model_and_its_losses(experiment: Experiment, digests) ->
     assert history["epoch"].tolist() == [1, 2, 3]
     assert {"classification", "proximity", "cycle", "adversarial"} <= set(history.columns)
     # the same method without its file has other parameters
-    fresh = base.create(experiment, "c3lt", (4, 9), CPU).trained().state_dict()
+    fresh = base.create(experiment, "c3lt", "4-9", CPU).trained().state_dict()
     loaded = base.load(experiment, "c3lt", (4, 9), CPU).trained()
     assert not any(torch.equal(fresh[k], v) for k, v in loaded.state_dict().items())
     assert not any(p.requires_grad for p in loaded.parameters())
     before = digests()
-    fit.run(experiment, "c3lt", (4, 9), CPU)
+    fit.run(experiment, "c3lt", "4-9", CPU)
     assert digests() == before
 
 
@@ -145,10 +145,10 @@ def test_a_killed_fit_ends_with_the_same_bytes(
     monkeypatch.setattr(fit, "Checkpoint", lambda *a: Checkpoint(*a, seconds=0))
     # each epoch draws one order per class
     with pytest.raises(kill(c3lt, 5)):
-        fit.run(experiment, "c3lt", (4, 9), CPU)
+        fit.run(experiment, "c3lt", "4-9", CPU)
     assert not list(layout.method("tiny", "c3lt", "4-9").iterdir())
     assert len(list(layout.CHECKPOINTS.iterdir())) == 1
-    fit.run(experiment, "c3lt", (4, 9), CPU)
+    fit.run(experiment, "c3lt", "4-9", CPU)
     assert digests() == before
 
 
@@ -156,8 +156,13 @@ def test_a_method_that_is_not_trained(experiment: Experiment) -> None:
     (layout.method("tiny", "c3lt", "4-9") / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"methods/c3lt/4-9/model\.safetensors: no such file"):
         explain.run(experiment, "c3lt", 4, 9, CPU)
-    with pytest.raises(TypeError, match="PGD is not trainable"):
-        fit.run(experiment, "pgd", (4, 9), CPU)
+    for method, scope, known in (
+        ("pgd", "4-9", "none"),
+        ("c3lt", "3-8", "4-9"),
+        ("c3lt", "all-pairs", "4-9"),
+    ):
+        with pytest.raises(UserError, match=f"not trained on '{scope}'; known: {known}$"):
+            fit.run(experiment, method, scope, CPU)
 
 
 # explain
@@ -181,7 +186,7 @@ def test_what_explain_writes(experiment: Experiment, method: str, source: int, t
             f"{name}_{kind}" for name in ("predicted", "source_probability", "target_probability")
         ]
     expected += ["found"]
-    paths = ["path_source_probability", "path_target_probability"]
+    paths = ["path_source_probability", "path_target_probability", "path_predicted"]
     assert list(table.columns) == expected + (paths if method == "c3lt" else [])
     assert table["image"].tolist() == test.index.tolist()
     for column, value in (("label", source), ("source", source), ("target", target)):
@@ -204,18 +209,21 @@ def test_what_explain_writes(experiment: Experiment, method: str, source: int, t
     if method == "c3lt":
         targets = torch.full((count,), target)
         answer = direct.explain(test.images, torch.full((count,), source), targets, ())
-        assert set(cf.extras) == {"latent", "latent_counterfactual", "path"}
+        assert set(cf.extras) == {"latent", "latent_counterfactual", "path", "path_position"}
         for name in ("latent", "latent_counterfactual"):
             torch.testing.assert_close(cf.extras[name], answer.extras[name])
         torch.testing.assert_close(cf.counterfactual, answer.counterfactual, atol=1e-5, rtol=0)
         path = cf.extras["path"]
         assert path.shape == (min(count, 24), 3, 1, 28, 28)
+        assert cf.extras["path_position"].tolist() == [[0, 0.5, 1]] * len(path)
         torch.testing.assert_close(path[:, -1], cf.counterfactual[:24], atol=1e-5, rtol=0)
         shown = model.probabilities(path.flatten(0, 1)).reshape(len(path), 3, 10).numpy()
         for name, index in (("source", source), ("target", target)):
             column = table[f"path_{name}_probability"].tolist()
             assert all(value is None for value in column[24:])
             np.testing.assert_allclose(np.stack(column[:24]), shown[:, :, index], rtol=1e-5)
+        said = table["path_predicted"].tolist()
+        assert np.array_equal(np.stack(said[:24]), shown.argmax(2)) and not any(said[24:])
     else:
         assert cf.extras == {}
         assert (cf.counterfactual - cf.query).abs().max() <= 64 / 255 + 1e-6
@@ -346,11 +354,104 @@ def test_original_data_are_test_images_of_the_target(experiment: Experiment) -> 
     assert not layout.timing("tiny", "original-data", 4, 9).exists()
 
 
+# Which test images are explained
+
+
 def test_queries_are_limited_and_cut_into_shards(experiment: Experiment) -> None:
     sharded = evaluated(experiment, images=25, shard_size=10)
-    whole = explain.queries(sharded, 4)
+    whole = explain.queries(sharded, 4, 9)
     assert len(whole) == 25
-    parts = [explain.queries(sharded, 4, number, 3) for number in (1, 2, 3)]
+    parts = [explain.queries(sharded, 4, 9, number, 3) for number in (1, 2, 3)]
     assert [len(part) for part in parts] == [10, 10, 5]
     assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+
+
+@pytest.fixture
+def said(experiment: Experiment) -> np.ndarray:
+    """Answers of the classifier that are written for it: every fifth of a class is of the other."""
+    path = layout.classifier("tiny") / "predictions.parquet"
+    table = pd.read_parquet(path)
+    labels = table["label"].to_numpy()
+    answers = labels.copy()
+    for label in (4, 9):
+        answers[np.flatnonzero(labels == label)[::5]] = 13 - label
+    answers[np.flatnonzero(labels == 4)[1]] = 3  # outside the pair
+    files.write_parquet(path, table.assign(predicted=answers))
+    return answers
+
+
+def labels() -> np.ndarray:
+    return load_split(layout.prepared("digits", "test")).labels.numpy()
+
+
+def test_only_correctly_predicted_queries(experiment: Experiment, said: np.ndarray) -> None:
+    chosen = evaluated(experiment, queries="predicted")
+    for source, target in ((4, 9), (9, 4)):
+        right = np.flatnonzero((labels() == source) & (said == source))
+        found = explain.queries(chosen, source, target)
+        assert found.index.tolist() == right.tolist()
+        test = load_split(layout.prepared("digits", "test"))
+        assert torch.equal(found.images, test.images[found.index])
+        few = explain.queries(evaluated(chosen, images=7), source, target)
+        assert few.index.tolist() == right[:7].tolist()
+    # the control is of real images of the class, whatever the classifier says of them
+    assert explain.test_images(chosen, 4).index.tolist() == np.flatnonzero(labels() == 4).tolist()
+
+
+@pytest.mark.parametrize("queries", ["label", "predicted"])
+@pytest.mark.parametrize("errors", [3, 100])
+def test_the_errors_of_a_direction_come_first(
+    experiment: Experiment, said: np.ndarray, queries: str, errors: int
+) -> None:
+    chosen = evaluated(experiment, queries=queries, errors=errors, images=12)
+    for source, target in ((4, 9), (9, 4)):
+        wrong = np.flatnonzero((labels() == target) & (said == source))[:errors]
+        assert len(wrong) == min(errors, QUERIES[target] / 5)
+        own = labels() == source
+        right = np.flatnonzero(own & (said == source) if queries == "predicted" else own)[:12]
+        found = explain.queries(chosen, source, target)
+        assert found.index.tolist() == [*wrong, *right]
+        assert found.labels.tolist() == [target] * len(wrong) + [source] * len(right)
+
+
+@pytest.mark.parametrize(
+    ("source", "images", "sizes"), [(4, 30, [8, 8, 8, 3]), (9, 30, [8, 8, 5, 0]), (4, 8, [12])]
+)
+def test_shards_with_errors_cover_everything_once(
+    experiment: Experiment, said: np.ndarray, source: int, images: int, sizes: list[int]
+) -> None:
+    sharded = evaluated(
+        experiment, queries="predicted", errors=5, images=images, shard_size=8, paths=10
+    )
+    of = sharded.evaluation.shards
+    assert of == len(sizes)
+    target = 13 - source
+    parts = [explain.queries(sharded, source, target, number, of) for number in range(1, of + 1)]
+    assert [len(part) for part in parts] == sizes
+    whole = explain.queries(sharded, source, target)
+    assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+    assert len(set(whole.index.tolist())) == len(whole) == sum(sizes)
+
+
+def test_errors_are_explained_from_the_predicted_to_the_true_class(
+    experiment: Experiment, said: np.ndarray
+) -> None:
+    chosen = evaluated(experiment, queries="predicted", errors=2, images=6, paths=5, shard_size=4)
+    for number in (1, 2):
+        explain.run(chosen, "c3lt", 4, 9, CPU, number=number, of=2)
+    explain.gather(chosen, "c3lt", 4, 9, 2)
+    cf = whole_set("c3lt", 4, 9)
+    assert cf.table["label"].tolist() == [9, 9, *[4] * 6]
+    assert cf.errors().tolist() == [True, True, *[False] * 6]
+    assert set(cf.table["source"]) == {4} and set(cf.table["target"]) == {9}
+    assert cf.extras["path"].shape[:2] == (5, 3)  # the errors are among the kept
+    assert sum(steps is not None for steps in cf.table["path_predicted"]) == 5
+
+
+def test_no_paths_are_kept_where_none_are_asked_for(experiment: Experiment) -> None:
+    explain.run(evaluated(experiment, paths=0), "c3lt", 4, 9, CPU)
+    cf = whole_set("c3lt", 4, 9)
+    assert set(cf.extras) == {"latent", "latent_counterfactual"}
+    assert not [name for name in cf.table if str(name).startswith("path")]

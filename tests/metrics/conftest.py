@@ -13,7 +13,10 @@ from counterlens.metrics.base import CounterfactualSet
 
 
 class Bright(nn.Module):
-    """Logits (0, 4·(mean - ½), -9): class 1 is a bright image. Remembers what it was asked."""
+    """Logits (0, 4·(mean - ½), -9): class 1 is a bright image. Remembers what it was asked.
+
+    The image is its last feature map, the mean its only feature.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,12 +24,24 @@ class Bright(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.asked.append(x.clone())
-        mean = x.double().mean((1, 2, 3)).float()
+        return self.classify(self.features(x))
+
+    def features(self, x: Tensor) -> Tensor:
+        return x
+
+    def embed(self, last_map: Tensor) -> Tensor:
+        return last_map.double().mean((1, 2, 3)).float()[:, None]
+
+    def classify(self, last_map: Tensor) -> Tensor:
+        (mean,) = self.embed(last_map).T
         return torch.stack([0 * mean, 4 * (mean - 0.5), 0 * mean - 9], dim=1)
 
 
 class PixelExtractor:
-    """Features are the first pixels, so FID and KID are those of the images themselves."""
+    """Features are the first pixels, so FID and KID are those of the images themselves.
+
+    So is the perceptual distance: their mean squared difference.
+    """
 
     def __init__(self, standard: bool = False, unavailable: str | None = None) -> None:
         self.standard = standard
@@ -39,6 +54,10 @@ class PixelExtractor:
         assert images.dtype == torch.uint8
         self.calls.append(images)
         return images.float().flatten(1)[:, :6] / 255
+
+    def perceptual_distance(self, first: Tensor, second: Tensor) -> Tensor:
+        assert first.dtype == second.dtype == torch.float32
+        return (first - second).double().square().mean((1, 2, 3))
 
 
 @pytest.fixture

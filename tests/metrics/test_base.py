@@ -42,8 +42,35 @@ def test_load_reads_arrays_extras_metadata_and_table(tmp_path: Path) -> None:
 
 def test_a_path_may_be_kept_for_the_first_images_only(tmp_path: Path) -> None:
     path = tmp_path / "4_to_9"
-    write_set(path, counterfactual=images(), path=images(count=1)[:, None])
-    assert len(CounterfactualSet.load(path).extras["path"]) == 1
+    short = images(count=1)
+    write_set(path, counterfactual=images(), path=short[:, None], path_features=short[:, 0])
+    cf = CounterfactualSet.load(path)
+    assert len(cf.extras["path"]) == len(cf.extras["path_features"]) == 1
+
+
+def test_errors_are_the_queries_of_another_class_than_the_source(make_set) -> None:
+    table = pd.DataFrame({"image": range(5), "label": [1, 1, 0, 2, 0]})
+    query = torch.from_numpy(images(count=5))
+    cf = make_set(query, query, source=0, target=1, table=table)
+    assert cf.errors().tolist() == [True, True, False, True, False]
+    assert make_set(query, query).errors().tolist() == [False] * 5  # nothing is said of labels
+    assert make_set(query, source=0, table=table).errors().tolist() == [False] * 5  # no queries
+
+
+def test_a_selection_keeps_rows_together(make_set) -> None:
+    query, counterfactual = (torch.from_numpy(images(seed, 5)) for seed in (1, 2))
+    table = pd.DataFrame({"image": [10, 11, 12, 13, 14]})
+    extras = {"latent": torch.arange(5), "path": torch.arange(3)[:, None]}  # of the first three
+    cf = make_set(counterfactual, query, table=table, extras=extras, source=4, target=9)
+    part = cf.select(np.array([False, True, True, False, True]))
+    assert torch.equal(part.counterfactual, counterfactual[[1, 2, 4]])
+    assert torch.equal(require_query(part), query[[1, 2, 4]])
+    assert part.extras["latent"].tolist() == [1, 2, 4]
+    assert part.extras["path"].tolist() == [[1], [2]]
+    assert part.table["image"].tolist() == [11, 12, 14] and part.table.index.tolist() == [0, 1, 2]
+    assert (part.source, part.target, part.method) == (4, 9, cf.method)
+    unpaired = make_set(counterfactual, table=table).select(np.array([True] + [False] * 4))
+    assert not unpaired.paired and len(unpaired) == 1
 
 
 def test_a_set_without_queries_is_unpaired(tmp_path: Path) -> None:

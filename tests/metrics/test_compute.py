@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,9 @@ CONFIGURED: dict[str, dict[str, object]] = {
     "im": {},
     "fid": {"extractor": "pixels"},
     "kid": {"extractor": "pixels", "subset_size": 6, "subsets": 5},
+    "lpips": {"extractor": "pixels"},
+    "denoised-validity": {},
+    "faithfulness": {},
 }
 
 
@@ -34,6 +38,18 @@ def options_of(kind: str) -> MetricOptions:
     options = model.model_validate({"kind": kind, **CONFIGURED[kind]})
     assert isinstance(options, MetricOptions)
     return options
+
+
+def with_path(cf: CounterfactualSet, kept: int = 4) -> CounterfactualSet:
+    """The set with a path of five steps of its first images, and what is intended along it."""
+    if cf.query is None:
+        return cf
+    share = torch.linspace(0, 1, 5)[:, None, None, None]
+    path = torch.lerp(cf.query[:kept, None], cf.counterfactual[:kept, None], share)
+    intended = torch.tensor([0.3, 0.6, 0.1]).expand(len(path), 5, 3)
+    features = path.mean((2, 3, 4))[..., None] + 0.25
+    found = {"path": path, "path_intended": intended, "path_features": features}
+    return replace(cf, extras={**cf.extras, **found})
 
 
 class Halves:
@@ -61,7 +77,7 @@ def test_battery(
     kind: str, shape: tuple[int, int, int], bright, pixel_extractor, random_set
 ) -> None:
     """Declared columns, shape, dtype, determinism, inputs left alone, batch size."""
-    cf = random_set(12, shape)
+    cf = with_path(random_set(12, shape))
     before = cf.counterfactual.clone(), cf.query.clone()
     train = quantise(random_set(40, shape, seed=9).counterfactual)
     options = options_of(kind)
@@ -104,14 +120,16 @@ def test_each_image_is_judged_by_itself(kind: str, context, random_set, make_set
 
 
 def test_evaluate_gives_means_values_curves_and_image_numbers(context, random_set) -> None:
-    cf = random_set(12)
+    cf = with_path(random_set(12))
     cf.table["image"] = np.arange(100, 112)
     summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
     assert list(table["image"]) == list(range(100, 112))
     assert summary["images"] == 12 and summary["not_available"] == {}
     for name, mean in summary["per_image"].items():
         assert mean == pytest.approx(table[name].mean())
-    assert set(summary["per_set"]) == {"fid_oracle", "kid_oracle"}
+    along = {"feature_error", "confidence_error", "confidence_divergence"}
+    assert set(summary["per_set"]) == {"fid_oracle", "kid_oracle", *along}
+    assert "errors" not in summary
     assert {len(curve) for curve in table["curve_target"]} == {9}
     assert {"curve_source", "curve_target"}.isdisjoint(summary["per_image"])
 
@@ -121,10 +139,11 @@ def test_paired_metrics_of_an_unpaired_set_say_why_they_are_missing(
 ) -> None:
     cf = make_set(random_set(12).counterfactual)
     summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
-    missing = {"proximity", "proximity_pm1", "cout", "aupc_source", "aupc_target"}
+    missing = {"proximity", "proximity_pm1", "cout", "aupc_source", "aupc_target", "lpips_oracle"}
+    missing |= {"feature_error", "confidence_error", "confidence_divergence"}
     assert set(summary["not_available"]) == missing
     assert missing.isdisjoint(table) and missing.isdisjoint(summary["per_image"])
-    assert {"validity", "im1", "im2"} <= set(summary["per_image"])
+    assert {"validity", "denoised_validity", "im1", "im2"} <= set(summary["per_image"])
 
 
 def test_an_empty_set_has_no_number(context, random_set) -> None:
@@ -146,6 +165,69 @@ def test_missing_weights_leave_the_other_metrics_alone(
     summary, _ = compute.evaluate(random_set(12), [standard, options_of("fid")], context)
     assert summary["not_available"] == {"fid": "inception-v3-fid: offline"}
     assert set(summary["per_set"]) == {"fid_oracle"}
+
+
+# Errors of the classifier
+
+
+def test_errors_count_in_no_number_and_are_told_apart(context, random_set) -> None:
+    cf = with_path(random_set(14), kept=6)
+    wrong = np.isin(np.arange(14), [0, 1, 9])
+    cf.table["image"] = np.arange(50, 64)
+    cf.table["label"] = np.where(wrong, cf.target, cf.source)
+    cf.table["predicted_counterfactual"] = np.where(np.isin(np.arange(14), [1, 5]), 0, 1)
+    metrics = [options_of(kind) for kind in CONFIGURED]
+    summary, table = compute.evaluate(cf, metrics, context)
+    assert summary.pop("errors") == {"images": 3, "validity": pytest.approx(2 / 3)}
+
+    right = torch.from_numpy(~wrong)
+    clean = replace(
+        cf,
+        counterfactual=cf.counterfactual[right],
+        query=cf.query[right],
+        extras={name: tensor[2:] for name, tensor in cf.extras.items()},
+        table=cf.table[~wrong].reset_index(drop=True),
+    )
+    expected, expected_table = compute.evaluate(clean, metrics, context)
+    assert summary == expected and summary["images"] == 11
+    pd.testing.assert_frame_equal(table, expected_table)
+    assert table["image"].tolist() == [52, 53, 54, 55, 56, 57, 58, 60, 61, 62, 63]
+
+
+def test_a_set_of_errors_alone(context, random_set) -> None:
+    cf = with_path(random_set(3))
+    cf.table["label"], cf.table["predicted_counterfactual"] = cf.target, cf.target
+    summary, table = compute.evaluate(cf, [options_of("validity")], context)
+    assert summary["errors"] == {"images": 3, "validity": 1}
+    assert summary["images"] == len(table) == 0
+    assert summary["not_available"] == {"validity": compute.EMPTY}
+
+
+def test_paths_of_errors_alone_are_none(context, random_set) -> None:
+    """The errors stand first, so that they may take all paths that are kept."""
+    cf = with_path(random_set(12), kept=2)
+    cf.table["label"] = np.where(np.arange(12) < 2, cf.target, cf.source)
+    cf.table["predicted_counterfactual"] = cf.target
+    metrics = [options_of("validity"), options_of("faithfulness")]
+    summary, _ = compute.evaluate(cf, metrics, context)
+    assert summary["images"] == 10 and set(summary["per_image"]) == {"validity"}
+    along = ("feature_error", "confidence_error", "confidence_divergence")
+    assert summary["not_available"] == dict.fromkeys(
+        along, "no path of a correctly predicted query is kept"
+    )
+
+
+def test_original_data_have_no_errors(context, random_set, make_set) -> None:
+    cf = make_set(random_set(12).counterfactual)
+    cf.table["label"] = cf.target  # as written for these images
+    summary, _ = compute.evaluate(cf, [options_of("validity")], context)
+    assert summary["images"] == 12 and "errors" not in summary
+
+
+def test_a_set_without_a_table_is_judged(context, random_set) -> None:
+    cf = replace(random_set(5), table=pd.DataFrame())
+    summary, table = compute.evaluate(cf, [options_of("validity")], context)
+    assert summary["images"] == 5 and table["image"].tolist() == list(range(5))
 
 
 OWN_METRIC = """
@@ -198,6 +280,7 @@ def write_set(cf: CounterfactualSet) -> None:
     tensors = {"counterfactual": cf.counterfactual.numpy()}
     if cf.query is not None:
         tensors["query"] = cf.query.numpy()
+    tensors |= {name: tensor.numpy() for name, tensor in cf.extras.items()}
     files.save_tensors(Path(f"{path}.safetensors"), tensors, about)
     files.write_parquet(Path(f"{path}.parquet"), cf.table)
 
@@ -210,7 +293,7 @@ def test_the_stage_writes_both_files_the_same_each_time(
     random_set: Callable[..., CounterfactualSet],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    cf = random_set(12)
+    cf = with_path(random_set(12))
     write_set(cf)
     train = quantise(random_set(40, seed=9).counterfactual).numpy()
     files.save_tensors(
@@ -244,6 +327,7 @@ def test_the_stage_writes_both_files_the_same_each_time(
     table = pd.read_parquet(f"{output}.parquet")
     assert summary["per_image"]["cout"] == pytest.approx(table["cout"].mean())
     assert len(table["curve_source"][0]) == 9
+    assert summary["per_set"]["feature_error"] == pytest.approx(0.25)
     # only class 1 is the reference of 0_to_1, and the second job finds its features kept
     assert sorted(len(call) for call in oracles["pixels"].calls) == [12, 12, 20]
 

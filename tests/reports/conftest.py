@@ -47,6 +47,16 @@ class Trainable(MethodOptions):
         return (self.generator, "encoder")
 
 
+class Walking(MethodOptions):
+    """A method whose way goes beyond the counterfactual and intends confidences."""
+
+    trainable: ClassVar[bool] = True
+
+    @property
+    def animated(self) -> bool:
+        return True
+
+
 class PerImage(MetricOptions):
     """Validity and COUT, one value per image and its query."""
 
@@ -100,7 +110,13 @@ def _blob(rng: np.random.Generator, channels: int, label: int) -> np.ndarray:
 
 
 def _write_set(
-    experiment: Experiment, method: str, direction: Pair, images: int, steps: int, channels: int
+    experiment: Experiment,
+    method: str,
+    direction: Pair,
+    images: int,
+    steps: int,
+    channels: int,
+    errors: int,
 ) -> None:
     source, target = direction
     rng = np.random.default_rng([source, target, len(method)])
@@ -110,10 +126,17 @@ def _write_set(
     path = np.stack([query * (1 - s) + goal * s for s in share], axis=1)
     tensors = {"query": query, "counterfactual": path[:, -1]}
     after = rng.uniform(0.4, 1, images)
+    along = np.linspace(0.02, after, steps, axis=1)
+    if method.startswith("mirror"):
+        along = np.linspace(0.02, 0.9 + 0.1 * after, steps, axis=1)
+        first = (along > 0.5).argmax(axis=1)
+        rows = np.arange(images)
+        after = along[rows, first]
+        tensors["counterfactual"], tensors["position"] = path[rows, first], share[first]
     table = pd.DataFrame(
         {
             "image": np.arange(images) * 3 + source,
-            "label": source,
+            "label": np.where(np.arange(images) < errors, target, source),
             "source": source,
             "target": target,
             "predicted_query": source,
@@ -125,22 +148,34 @@ def _write_set(
             "target_probability_counterfactual": after,
         }
     )
-    if method.startswith("c3lt"):
+    if method != "pgd":
         tensors["path"] = path
+        tensors["path_position"] = np.tile(share, (images, 1))
+        table["path_target_probability"] = along.tolist()
+        table["path_source_probability"] = (0.99 - along).tolist()
+        table["path_predicted"] = np.where(along > 0.5, target, source).tolist()
+    if method.startswith("c3lt"):
         tensors["latent"] = rng.normal(size=(images, 100)).astype(np.float32)
         change = rng.normal(0.2, 0.05, (images, 100)).astype(np.float32)
         tensors["latent_counterfactual"] = tensors["latent"] + change
-        table["path_target_probability"] = [
-            np.linspace(0.02, value, steps).tolist() for value in after
-        ]
-        table["path_source_probability"] = [
-            np.linspace(0.97, 1 - value, steps).tolist() for value in after
-        ]
+    if method.startswith("mirror"):
+        intended = np.zeros((images, steps, len(experiment.dataset.classes)), np.float32)
+        intended[..., target] = 0.05 + 0.9 * share
+        intended[..., source] = 1 - intended[..., target]
+        tensors["path_intended"] = intended
+        tensors["path_features"] = rng.normal(size=(images, steps, 16)).astype(np.float32)
+        tensors["latent"] = _features(rng, np.full(images, source))
+        tensors["latent_counterfactual"] = _features(rng, np.full(images, target))
     stem = layout.counterfactuals(experiment.name, method, *direction)
     facts = {"experiment": experiment.name, "method": method}
     facts |= {"source": str(source), "target": str(target)}
     files.save_tensors(stem.with_suffix(".safetensors"), tensors, facts)
     files.write_parquet(stem.with_suffix(".parquet"), table)
+
+
+def _features(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    """Features in a cluster for each class, float32 (N, 16)."""
+    return (6 * np.eye(16)[labels % 16] + rng.normal(0, 0.5, (len(labels), 16))).astype(np.float32)
 
 
 def _write_metrics(made: Made, method: str, direction: Pair, images: int) -> None:
@@ -191,6 +226,8 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         images: int = 14,
         steps: int = 4,
         channels: int = 1,
+        errors: int = 0,
+        mirror: bool = False,
     ) -> Made:
         class Toy(DatasetOptions):
             shape: ClassVar[tuple[int, int, int]] = (channels, SIDE, SIDE)
@@ -213,6 +250,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
                 "c3lt": Trainable(kind="c3lt"),
                 "pgd": MethodOptions(kind="pgd"),
                 "c3lt-cls": Trainable(kind="c3lt", pairs=(pairs[-1],)),
+                **({"mirror-cfe": Walking(kind="mirror-cfe")} if mirror else {}),
             },
             metrics=(PerImage(kind="validity"), Unpaired(kind="im"), PerSet(kind="fid")),
             evaluation=Evaluation(images=images),
@@ -220,7 +258,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         made = Made(experiment, {})
         for method in experiment.methods:
             for direction in experiment.directions(method):
-                _write_set(experiment, method, direction, images, steps, channels)
+                _write_set(experiment, method, direction, images, steps, channels, errors)
                 timing = {"seconds_per_image": 0.5, "images": images, "threads": 1}
                 files.write_json(
                     layout.timing(name, method, *direction), {**timing, "device": "A | CPU"}
@@ -254,6 +292,10 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         files.write_parquet(
             layout.classifier(name) / "predictions.parquet",
             pd.DataFrame({"image": np.arange(200), "label": labels, "predicted": predicted}),
+        )
+        files.save_tensors(
+            inputs.embeddings(experiment),
+            {"features": _features(np.random.default_rng(5), labels), "labels": labels},
         )
         files.write_json(
             inputs.dataset_card(experiment),

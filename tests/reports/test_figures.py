@@ -14,6 +14,7 @@ from counterlens import layout
 from counterlens.config import Figure, MetricOptions
 from counterlens.errors import UserError
 from counterlens.reports import figures, inputs
+from counterlens.runtime import files
 
 Make = Callable[..., Any]
 
@@ -43,12 +44,13 @@ def figure(kind: str, **changes: object) -> Figure:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["cout", "latent-change", "traversal", "gallery"])
+@pytest.mark.parametrize("kind", ["cout", "latent-change", "traversal", "gallery", "path", "tsne"])
 def test_figure_is_drawn_the_same_twice(make: Make, kind: str, channels: int) -> None:
-    made = make(pairs=((4, 9),), channels=channels)
+    made = make(pairs=((4, 9),), channels=channels, mirror=kind in ("path", "tsne"))
     metrics = (*made.experiment.metrics, Cout(kind="cout"))
     experiment = made.experiment.model_copy(update={"metrics": metrics})
-    methods = ["c3lt", "pgd"] if kind == "gallery" else ["c3lt"]
+    methods = ["mirror-cfe"] if "mirror-cfe" in experiment.methods else ["c3lt"]
+    methods = ["c3lt", "pgd"] if kind == "gallery" else methods
     chosen = figure(kind, methods=methods)
     path = layout.FIGURES / f"toy-{kind}.png"
     for stale in Path("results").rglob("*"):
@@ -68,6 +70,46 @@ def test_a_method_without_a_path_is_refused(make: Make) -> None:
     made = make()
     with pytest.raises(UserError, match="keeps no 'path'"):
         figures.write(figure("traversal", methods=["pgd"]), made.experiment)
+
+
+def test_a_path_figure_shows_correct_queries_at_their_first_flip(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(pairs=((4, 9),), steps=9, errors=2, mirror=True)
+    shown: list[np.ndarray] = []
+    monkeypatch.setattr(figures, "_show", lambda axes, image: shown.append(image))
+    figures.write(figure("path", methods=["mirror-cfe"], directions=[(4, 9)]), made.experiment)
+    tensors, _ = figures._load(made.experiment, "mirror-cfe", (4, 9))
+    assert len(shown) == 2 * 8  # two queries, and no error of the classifier among them
+    for number, row in enumerate((2, 3)):
+        query, *steps, change = shown[8 * number : 8 * number + 8]
+        np.testing.assert_array_equal(query, tensors["query"][row])
+        np.testing.assert_array_equal(steps[3], tensors["counterfactual"][row])
+        for place, step in ((0, 0), (1, 2), (2, 4), (4, 6), (5, 8)):  # k = 0 ... 1
+            np.testing.assert_array_equal(steps[place], tensors["path"][row, step])
+        np.testing.assert_allclose(change, 1 - np.abs(tensors["counterfactual"][row] - query))
+
+
+def test_a_path_figure_needs_positions(make: Make) -> None:
+    made = make()
+    with pytest.raises(UserError, match="keeps no 'position'"):
+        figures.write(figure("path"), made.experiment)
+
+
+def test_the_tsne_title_tells_how_many_reflections_have_arrived(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    made = make(pairs=((4, 9),), errors=1, mirror=True)
+    path = layout.counterfactuals("toy", "mirror-cfe", 9, 4).with_suffix(".safetensors")
+    tensors = files.load_tensors(path)
+    tensors["latent_counterfactual"][1] = tensors["latent"][1]  # one of 2 + 2 stays behind
+    files.save_tensors(path, tensors, files.read_metadata(path))
+    titles: list[str] = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, text, **_: titles.append(text))
+    figures.write(figure("tsne", methods=["mirror-cfe"]), made.experiment)
+    assert titles == ["75 % of the reflections lie among their target class"]
 
 
 def test_a_direction_that_is_not_run_is_refused(make: Make) -> None:

@@ -71,7 +71,7 @@ def test_every_method_direction_and_column_is_shown(make: Make) -> None:
         assert label in text
     assert "confident_samples is 0.5, must be at least 0.6" in text
     assert "Only 5→6, 6→5" in text
-    assert "counterlens fit --experiment toy --scale small --method c3lt --pair 4-9" in text
+    assert "counterlens fit --experiment toy --scale small --method c3lt --scope 4-9" in text
     assert "snakemake results/toy/report.html" in text
 
 
@@ -136,13 +136,46 @@ def test_paths_have_sliders_and_confidences(make: Make) -> None:
     data = embedded(text)
     ranges = [a for a in Reader(text).all("input") if a.get("type") == "range"]
     assert len(ranges) == len(data["paths"]) == 2 * 12 * 2  # c3lt and c3lt-cls, two directions
-    assert all(a["aria-label"] and a["max"] == "3" for a in ranges)
+    assert all(a["aria-label"] and a["max"] == a["value"] == "3" for a in ranges)
     for path in data["paths"].values():
         assert len(path["frames"]) == len(path["source"]) == len(path["target"]) == 4
+        assert (path["at"], path["position"], path["intended"]) == (3, None, None)
     table = pd.read_parquet(layout.counterfactuals("toy", "c3lt", 4, 9).with_suffix(".parquet"))
     assert data["paths"]["p0"]["target"] == pytest.approx(
         np.asarray(table["path_target_probability"].iloc[0]), abs=1e-4
     )
+
+
+def test_a_path_that_goes_beyond_starts_at_its_counterfactual(make: Make) -> None:
+    made = make(pairs=((4, 9),), steps=9, mirror=True)
+    text = html.render(made.experiment)
+    reader, data = Reader(text), embedded(text)
+    sliders = [
+        a
+        for a in reader.all("input")
+        if a.get("type") == "range" and str(a["aria-label"]).startswith("Path of mirror-cfe ")
+    ]
+    tiles = [a for a in reader.all("div") if a.get("data-method") == "mirror-cfe"]
+    assert len(sliders) == len(tiles) == 2 * 12
+    paths = [data["paths"][tile["data-path"]] for tile in tiles]
+    assert len({path["at"] for path in paths}) > 1
+    assert [str(path["at"]) for path in paths] == [a["value"] for a in sliders]
+    assert all(a["max"] == "8" for a in sliders)
+    stem = layout.counterfactuals("toy", "mirror-cfe", 4, 9)
+    tensors = files.load_tensors(stem.with_suffix(".safetensors"))
+    first, steps = paths[0], np.linspace(0, 1, 9)
+    assert 0 < first["at"] < 8
+    assert steps[first["at"]] == pytest.approx(tensors["position"][0])
+    assert first["position"] == pytest.approx(steps, abs=1e-4)
+    for role, label in (("source", 4), ("target", 9)):
+        intended = tensors["path_intended"][0, :, label]
+        assert first["intended"][role] == pytest.approx(intended, abs=1e-4)
+    # the picture there is the counterfactual's, which the page already shows
+    images = reader.all("img")
+    (there,) = [a["src"] for a in images if a.get("id") == first["frames"][first["at"]]]
+    picture = Image.open(io.BytesIO(base64.b64decode(str(there).split(",")[1])))
+    expected = np.rint(tensors["counterfactual"][0, 0] * 255).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(picture), expected)
 
 
 def test_only_images_with_a_kept_path_are_chosen(make: Make) -> None:

@@ -46,6 +46,14 @@ def test_frozen_lets_gradients_through_to_the_input_alone() -> None:
     assert not model.training and not any(p.requires_grad for p in model.parameters())
 
 
+def test_what_is_no_convolution_is_placed_as_it_is() -> None:
+    module = nn.Conv2d(2, 3, 3)
+    module.register_buffer("bank", torch.rand(2, 4, 1, 5, 5))
+    freeze(module, CPU)
+    assert module.weight.is_contiguous(memory_format=torch.channels_last)
+    assert module.get_buffer("bank").is_contiguous()
+
+
 def test_setup_flushes_denormals_in_every_thread() -> None:
     code = """
 import torch

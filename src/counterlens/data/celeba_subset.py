@@ -59,8 +59,8 @@ class CelebaSubset(Dataset):
         path, attribute = raw / self.sources[0].file, self.options.attribute  # type: ignore[attr-defined]
         with open_zip(path) as archive:
             rows = list(csv.DictReader(io.TextIOWrapper(archive.open("labels.csv"), "utf-8")))
-            if attribute not in rows[0]:
-                known = ", ".join(sorted({*rows[0]} - {"file", "split"}))
-                raise UserError(f"{path}: no attribute '{attribute}'; known: {known}")
+            known = sorted({*rows[0]} - {"file", "split"})
+            if attribute not in known:
+                raise UserError(f"{path}: no attribute '{attribute}'; known: {', '.join(known)}")
             labelled = ((row["split"], row["file"], int(row[attribute])) for row in rows)
             return splits(labelled, archive, self.shape[1])

@@ -43,16 +43,15 @@ def queries(
     else:
         data = load_split(layout.prepared(experiment.dataset.name, "test"), [source, target])
         answers = pd.read_parquet(layout.classifier(experiment.name) / "predictions.parquet")
-        as_source = torch.from_numpy(answers["predicted"].to_numpy())[data.index] == source
+        as_source = torch.tensor(answers["predicted"].to_numpy())[data.index] == source
         errors = torch.nonzero(as_source & (data.labels == target)).flatten()
         wanted = data.labels == source
         if evaluation.queries == "predicted":
             wanted &= as_source
         chosen = torch.nonzero(wanted).flatten()[: evaluation.images]
         data = select(data, torch.cat([errors[: evaluation.errors], chosen]))
-    start = (number - 1) * evaluation.shard_size
-    end = len(data) if number == of else start + evaluation.shard_size
-    return select(data, torch.arange(start, max(start, end)))
+    ends = [*(min(n * evaluation.shard_size, len(data)) for n in range(of)), len(data)]
+    return select(data, torch.arange(ends[number - 1], ends[number]))
 
 
 def select(data: ImageSet, index: Tensor) -> ImageSet:

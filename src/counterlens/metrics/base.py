@@ -105,7 +105,7 @@ class CounterfactualSet:
             counterfactual=self.counterfactual[mask],
             query=None if self.query is None else self.query[mask],
             extras={name: tensor[mask[: len(tensor)]] for name, tensor in self.extras.items()},
-            table=self.table[rows].reset_index(drop=True),
+            table=self.table[rows].reset_index(drop=True) if len(self.table) else self.table,
         )
 
     @property

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from counterlens.config import Column, MetricOptions
 from counterlens.metrics.base import CounterfactualSet, Metric
@@ -24,6 +24,13 @@ class Options(MetricOptions):
 
     kernel_size: int | None = Field(default=None, gt=0)
     sigma: float | None = Field(default=None, gt=0)
+
+    @field_validator("kernel_size")
+    @classmethod
+    def _odd(cls, value: int | None) -> int | None:
+        if value is not None and value % 2 == 0:
+            raise ValueError("must be odd")
+        return value
 
     def columns(self) -> tuple[Column, ...]:
         """`denoised_validity`, 0 or 1 per image."""

@@ -40,6 +40,8 @@ class Faithfulness(Metric):
         if not {"path", "path_intended", "path_features"} <= {*cf.extras}:
             raise NotAvailable("the method intends no confidences along a path")
         path, wanted = cf.extras["path"], cf.extras["path_intended"].double()
+        if not len(path):
+            raise NotAvailable("no path of a correctly predicted query is kept")
         classifier, device = self.context.classifier, self.context.device
         features, logits = [], []
         with torch.inference_mode():

@@ -7,6 +7,7 @@ oracle says why and the metric that needs it is printed as not available.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,7 +58,9 @@ class Perceptual(Oracle):
 
         if self.file is None:
             raise ValueError(f"{WEIGHT} is not loaded")
-        network = LPIPS(net="squeeze", pnet_rand=True, verbose=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it calls torchvision the old way
+            network = LPIPS(net="squeeze", pnet_rand=True, verbose=False)
         weights = torch.load(self.file, map_location="cpu", weights_only=True)
         # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers
         names = {

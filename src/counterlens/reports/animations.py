@@ -9,6 +9,7 @@ change of the image along k. Equal inputs give equal bytes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -198,10 +199,10 @@ def write_video(path: Path, pictures: Iterator[np.ndarray]) -> None:
             macro_block_size=16,
             output_params=["-threads", "1", *exact],
         )
-        writer.send(None)
-        for picture in pictures:
-            writer.send(np.ascontiguousarray(picture))
-        writer.close()
+        with closing(writer):  # ffmpeg must have ended before the temporary file goes
+            writer.send(None)
+            for picture in pictures:
+                writer.send(np.ascontiguousarray(picture))
 
 
 def load_paths(
@@ -222,6 +223,8 @@ def load_paths(
     correct = 0
     for row in range(len(tensors["path"])):
         facts: dict[str, Any] = table.iloc[row].to_dict()
+        if facts["predicted_query"] != facts["source"]:
+            continue  # the path starts at a class that the classifier does not see
         if facts["label"] == facts["source"]:
             correct += 1
             if correct > experiment.evaluation.animations:

@@ -72,7 +72,11 @@ def fold_normalisation(layers: nn.Sequential) -> None:
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move to the device, with convolutions channels-last."""
-    return module.to(device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    module.to(device)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:  # Module.to would refuse one of five
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return module
 
 
 def describe() -> str:
