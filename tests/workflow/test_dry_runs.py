@@ -41,12 +41,8 @@ def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Pa
         "classifier": len(listed),
         "oracles": sum(not o.weights for e in listed for o in e.oracles.values()),
         "generators": sum(len(e.scopes(name)) for e in listed for name in e.generators),
-        "methods": sum(
-            len(e.method_pairs(name))
-            for e in listed
-            for name, options in e.methods.items()
-            if options.trainable
-        ),
+        "methods": sum(len(e.training_scopes(m)) for e in listed for m in e.trained_methods()),
+        "animations": sum(len(project.animations(e.name)) for e in listed),
         "counterfactuals": sum(
             len(e.directions(name)) for e in listed for name in (*e.methods, ORIGINAL_DATA)
         ),

@@ -45,7 +45,9 @@ def test_everything_is_there_and_nothing_else(built: Project) -> None:
     expected = [f"{stem}.{suffix}" for stem in stems for suffix in suffixes[stem.split("/")[1]]]
     trained = ("model.safetensors", "training.csv")
     expected += [f"digits/classifier/{name}" for name in (*trained, "card.json")]
-    expected += ["digits/classifier/predictions.parquet"]
+    expected += [
+        f"digits/classifier/{n}" for n in ("predictions.parquet", "embeddings.safetensors")
+    ]
     expected += [f"digits/oracles/autoencoders/{name}" for name in (*trained, "card.json")]
     for generator in ("dcgan/all-classes", "encoder/3-8"):
         names = (*trained, "card.json", "samples.png")
