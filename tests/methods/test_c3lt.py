@@ -541,7 +541,7 @@ def test_the_path_starts_at_the_reconstruction(create, batch, models) -> None:
     x, z = batch
     method = moved_far(create("c3lt", steps=3))
     target = torch.full((8,), 9)
-    path = method.path(x, torch.full((8,), 4), target)
+    path = method.path(x, torch.full((8,), 4), target).images
     assert path.shape == (8, 4, 1, 28, 28)
     torch.testing.assert_close(path[:, 0], models["dcgan"].decode(z))
     expected = walk(method.maps["g"], z.numpy())
