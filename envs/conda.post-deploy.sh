@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs inside a fresh conda environment, from the project's folder. Snakemake hashes this file,
 # so the line below (written by "make lock") makes a changed lock a changed environment.
-lock_sha256=54cd0ea226978effd52ce2b73b03bf62f06a5c5e729fd615658dc65762a4330e
+lock_sha256=6c5f02837a1c78e0ac2c962304f8bf416277b44484dba48a2eea5b81f93d140f
 set -euo pipefail
 
 if [[ ! -f envs/requirements.lock ]]; then

@@ -7,9 +7,9 @@ generator turns every point of the way into an image, using the feature maps of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,7 +25,15 @@ from counterlens.errors import UserError
 from counterlens.methods.base import Explanation, Method, Task, Walk
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
-from counterlens.runtime.training import Checkpoint, History, Losses, batches, cosine_decay, train
+from counterlens.runtime.training import (
+    Checkpoint,
+    History,
+    Losses,
+    batches,
+    cosine_decay,
+    moving_average,
+    train,
+)
 
 LARGEST_PATCH_MAP = 8
 RATIOS = (1e-3, 1e3)
@@ -686,25 +694,6 @@ class Training:
         loss.backward()
         optimizer.step()
         return loss.detach()
-
-
-def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average for `AveragedModel` that forgets its beginnings faster.
-
-    After n steps the decay is (1 + n) / (10 + n), at most `decay`.
-    """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        steps = int(count)
-        weight = 1 - min(decay, (1 + steps) / (10 + steps))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, weight)
-            else:
-                mean.copy_(value)
-
-    return update
 
 
 def pick(labels: Tensor, choices: dict[int, Tensor], random: torch.Generator) -> Tensor:

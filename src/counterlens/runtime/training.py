@@ -164,6 +164,27 @@ def cosine_decay(
     )
 
 
+def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average for `AveragedModel` that forgets its beginnings faster.
+
+    After n steps the decay is (1 + n) / (10 + n), at most `decay`.
+    """
+
+    @torch.no_grad()
+    def update(
+        averaged: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor
+    ) -> None:
+        steps = int(count)
+        weight = 1 - min(decay, (1 + steps) / (10 + steps))
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value, weight)
+            else:
+                mean.copy_(value)
+
+    return update
+
+
 def save_model(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
     """Write a module's parameters and buffers as safetensors."""
     state = {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
