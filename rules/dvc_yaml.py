@@ -191,6 +191,8 @@ class Stages:
                 outs.insert(0, trained_method(e, method))
             elif options.trained_as is not None:
                 borrowed.append(trained_method(e, options.trained_as))
+            if (earlier := options.builds_on()) is not None:
+                borrowed.append(counterfactuals(e, earlier))
         return self.stage(
             f"counterfactuals_{e.name}_{method}",
             deps=[
@@ -229,7 +231,6 @@ class Stages:
             deps=[
                 layout.PREPARED / e.dataset.name,
                 *models(e),
-                *(trained_method(e, name) for name in e.trained_methods()),
                 *(counterfactuals(e, name) for name in e.methods),
                 *(metrics(e, name) for name in (*e.methods, ORIGINAL_DATA)),
                 *(layout.TIMINGS / e.name / name for name in e.methods),
@@ -321,7 +322,12 @@ def metrics(e: Experiment, name: str) -> Path:
 def models(e: Experiment) -> list[Path]:
     """The models whose cards the tables and reports show."""
     trained = [oracles(e)] if inputs.trained_oracles(e) else []
-    return [layout.classifier(e.name), *trained, *(generator(e, name) for name in e.generators)]
+    return [
+        layout.classifier(e.name),
+        *trained,
+        *(generator(e, name) for name in e.generators),
+        *(trained_method(e, name) for name in e.trained_methods()),
+    ]
 
 
 def chain(name: str) -> list[tuple[Path, dict[str, Any]]]:

@@ -6,6 +6,7 @@ rule fit:
         code=project.fit_code,
     output:
         model="results/{experiment}/methods/{method}/{scope}/model.safetensors",
+        card="results/{experiment}/methods/{method}/{scope}/card.json",
         training="results/{experiment}/methods/{method}/{scope}/training.csv",
     log:
         "logs/{experiment}/methods/{method}/{scope}.log",
@@ -37,6 +38,7 @@ rule explain:
         predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
+        earlier=project.earlier_sets,
         code=project.explain_code,
     output:
         images="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.safetensors",
@@ -77,6 +79,7 @@ rule explain_shard:
         predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
+        earlier=project.earlier_sets,
         code=project.explain_code,
     output:
         images=temp(

@@ -161,7 +161,7 @@ class OracleOptions(Options):
 
 
 class MethodOptions(Options):
-    """`pairs` restricts the method to some of the experiment's pairs.
+    """`pairs` restricts the method to some of the experiment's pairs, `images` to fewer queries.
 
     `trained_as` names the method of the same kind whose trained model it uses instead of one of
     its own. `explaining`: the options that shape explanations and not the training, in which the
@@ -173,6 +173,7 @@ class MethodOptions(Options):
     explaining: ClassVar[tuple[str, ...]] = ()
 
     pairs: tuple[Pair, ...] | None = None
+    images: int | None = Field(default=None, gt=0)
     trained_as: Identifier | None = None
 
     @property
@@ -187,7 +188,7 @@ class MethodOptions(Options):
 
     def training(self) -> dict[str, Any]:
         """The options that shape the training, as plain JSON values."""
-        without = {"pairs", "trained_as", *self.explaining}
+        without = {"pairs", "images", "trained_as", *self.explaining}
         return self.model_dump(mode="json", exclude=without)
 
     def generators(self) -> tuple[str, ...]:
@@ -196,6 +197,14 @@ class MethodOptions(Options):
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Why the method cannot work with the generators it names; None if it can."""
+        return None
+
+    def builds_on(self) -> str | None:
+        """Id of the method whose counterfactual sets this one goes on from, if any."""
+        return None
+
+    def cannot_build_on(self, other: MethodOptions) -> str | None:
+        """Why the method that `builds_on` names does not serve; None if it does."""
         return None
 
 
@@ -612,6 +621,8 @@ def _check(path: Path, experiment: Experiment) -> None:
                 )
         if reason := _cannot_share(experiment, name):
             fail(f"methods.{name}.trained_as", reason)
+        if reason := _cannot_build(experiment, name):
+            fail(f"methods.{name}", reason)
         if method.requires_gap and not experiment.classifier.has_gap:
             fail(
                 f"methods.{name}",
@@ -646,6 +657,28 @@ def _cannot_share(experiment: Experiment, name: str) -> str | None:
     if missing:
         return f"'{method.trained_as}' is not trained on {[list(pair) for pair in sorted(missing)]}"
     return None
+
+
+def _cannot_build(experiment: Experiment, name: str) -> str | None:
+    """Why a method cannot go on from the one that it builds on; None if it can."""
+    method = experiment.methods[name]
+    earlier = method.builds_on()
+    if earlier is None:
+        return None
+    other = experiment.methods.get(earlier)
+    if other is None:
+        return (
+            f"builds on '{earlier}', which is no method; defined: {', '.join(experiment.methods)}"
+        )
+    if other.builds_on() is not None:
+        return f"builds on '{earlier}', which builds on another method itself"
+    missing = {*experiment.method_pairs(name)} - {*experiment.method_pairs(earlier)}
+    if missing:
+        return f"builds on '{earlier}', which is not run on {[list(p) for p in sorted(missing)]}"
+    if other.images is not None and (method.images is None or method.images > other.images):
+        return f"builds on '{earlier}', which explains only {other.images} images"
+    reason = method.cannot_build_on(other)
+    return f"builds on '{earlier}', which {reason}" if reason else None
 
 
 def load_table(name: str) -> Table:

@@ -21,13 +21,22 @@ from counterlens.config import Options
 from counterlens.errors import UserError
 
 PACKAGE = Path(__file__).parent
-TORCH_FREE = ("typing", "collections", "enum", "math", "pydantic", "counterlens.config")
+TORCH_FREE = (
+    "typing",
+    "collections",
+    "enum",
+    "math",
+    "pydantic",
+    "counterlens.config",
+    "counterlens.generators.diffusion_options",
+    "counterlens.methods.filtered_attack_options",
+)
 NOT_PLUGINS = {
     "data": {"base", "fetch", "prepare", "idx", "medmnist", "celeba_labels", "weights"},
     "classifiers": {"base", "train"},
-    "generators": {"base", "train"},
+    "generators": {"base", "train", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},
-    "methods": {"base", "fit", "explain", "original_data"},
+    "methods": {"base", "fit", "explain", "filtered_attack", "filtered_attack_options"},
     "metrics": {"base", "compute", "bootstrap"},
 }
 

@@ -308,6 +308,15 @@ class Workflow:
         folder = layout.method(e.name, *e.training_of(wildcards.method, pair))
         return [str(folder / "model.safetensors")]
 
+    def earlier_sets(self, wildcards: Any) -> list[str]:
+        """The set of the same direction by the method that this one builds on, if any."""
+        e = self.experiments[wildcards.experiment]
+        earlier = e.methods[wildcards.method].builds_on()
+        if earlier is None:
+            return []
+        direction = (int(wildcards.source), int(wildcards.target))
+        return strings(inputs.set_files(e, earlier, [direction]))
+
     def explained_predictions(self, wildcards: Any) -> list[str]:
         """The classifier's answers, where they decide which test images are explained."""
         e = self.experiments[wildcards.experiment]

@@ -15,7 +15,7 @@ from counterlens.classifiers.base import Classifier
 from counterlens.config import Experiment, MethodOptions, Pair
 from counterlens.data.base import ImageSet
 from counterlens.generators import base as generators
-from counterlens.generators.base import Generator
+from counterlens.generators.base import Generator, Quality
 from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, load_model
@@ -111,6 +111,25 @@ class Method(ABC):
             target: int64 (N,), what the classifier should answer.
             randomness: one CPU generator per image, the only randomness a method may use.
         """
+
+    def explain_further(
+        self,
+        x: Tensor,
+        source: Tensor,
+        target: Tensor,
+        randomness: Sequence[torch.Generator],
+        earlier: Mapping[str, Tensor],
+    ) -> Explanation:
+        """As `explain`, from what the method that the options build on made of the same queries.
+
+        Args:
+            earlier: its counterfactuals and extras, by name, each with N rows on the device.
+        """
+        raise TypeError(f"{type(self).__name__} builds on no other method")
+
+    def quality(self, data: ImageSet) -> Quality:
+        """Measure the trained method on test images of its classes, for its card."""
+        return Quality({})
 
     def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk | None:
         """How the queries turn into their counterfactuals, if the method goes step by step."""

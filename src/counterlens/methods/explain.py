@@ -15,6 +15,7 @@ from counterlens.classifiers import base as classifiers
 from counterlens.classifiers.base import Classifier
 from counterlens.config import ORIGINAL_DATA, Experiment
 from counterlens.data.base import ImageSet, load_split
+from counterlens.errors import UserError
 from counterlens.methods import base
 from counterlens.runtime import device as devices
 from counterlens.runtime import files, images
@@ -31,11 +32,17 @@ def test_images(experiment: Experiment, label: int) -> ImageSet:
 
 
 def queries(
-    experiment: Experiment, source: int, target: int, number: int = 1, of: int = 1
+    experiment: Experiment,
+    source: int,
+    target: int,
+    number: int = 1,
+    of: int = 1,
+    most: int | None = None,
 ) -> ImageSet:
     """The test images of a direction that are explained (see `Evaluation`), or one shard of them.
 
-    The classifier's errors come first; the last shard takes all that is left.
+    The classifier's errors come first; the last shard takes all that is left. `most` is a
+    method's own limit.
     """
     evaluation = experiment.evaluation
     if evaluation.queries == "label" and not evaluation.errors:
@@ -50,6 +57,7 @@ def queries(
             wanted &= as_source
         chosen = torch.nonzero(wanted).flatten()[: evaluation.images]
         data = select(data, torch.cat([errors[: evaluation.errors], chosen]))
+    data = select(data, torch.arange(min(len(data), most or len(data))))
     ends = [*(min(n * evaluation.shard_size, len(data)) for n in range(of)), len(data)]
     return select(data, torch.arange(ends[number - 1], ends[number]))
 
@@ -70,7 +78,9 @@ def run(
 ) -> None:
     """Explain all queries of a direction, or shard `number` of `of`."""
     method = base.load(experiment, name, experiment.pair_of(source, target), device)
-    data = queries(experiment, source, target, number, of)
+    options = experiment.methods[name]
+    data = queries(experiment, source, target, number, of, options.images)
+    earlier = earlier_explanation(experiment, options.builds_on(), source, target, data)
     randomness = image_generators(
         experiment.seed, experiment.name, f"explain {name} {target}", data.index.tolist()
     )
@@ -83,7 +93,12 @@ def run(
         sources = torch.full((len(x),), source, device=device)
         targets = torch.full((len(x),), target, device=device)
         began = time.perf_counter()
-        answer = method.explain(x, sources, targets, randomness[start : start + size])
+        given = (x, sources, targets, randomness[start : start + size])
+        if earlier is None:
+            answer = method.explain(*given)
+        else:
+            rows = {key: part[start : start + size].to(device) for key, part in earlier.items()}
+            answer = method.explain_further(*given, rows)
         if device.type == "cuda":
             torch.cuda.synchronize()
         elapsed += time.perf_counter() - began
@@ -121,6 +136,29 @@ def run(
     files.write_json(timing_file, timing)
     metadata = describe(experiment, name, source, target)
     write(place, {k: v.numpy() for k, v in tensors.items()}, table, metadata, preview=of == 1)
+
+
+def earlier_explanation(
+    experiment: Experiment, method: str | None, source: int, target: int, data: ImageSet
+) -> dict[str, Tensor] | None:
+    """What a method that is built on made of the queries; None where there is no such method.
+
+    Raises:
+        UserError: its counterfactual set lacks a query.
+    """
+    if method is None:
+        return None
+    place = layout.counterfactuals(experiment.name, method, source, target)
+    file = place.with_name(f"{place.name}.safetensors")
+    images = pd.read_parquet(place.with_name(f"{place.name}.parquet"))["image"]
+    rows = pd.Index(images).get_indexer(pd.Index(data.index.numpy()))
+    if (rows < 0).any():
+        raise UserError(f"{file}: lacks {int((rows < 0).sum())} of the queries; make it again")
+    return {
+        key: torch.from_numpy(value[rows])
+        for key, value in files.load_tensors(file).items()
+        if not key.startswith("path")
+    }
 
 
 def collect(parts: list[Tensor], like: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def trained_oracles(experiment: Experiment) -> list[str]:
 
 
 def cards(experiment: Experiment) -> list[Path]:
-    """The cards (quality gates) of the classifier, the oracles and the generators."""
+    """The cards (quality gates) of the classifier, oracles, generators and trained methods."""
     name = experiment.name
     return [
         layout.classifier(name) / "card.json",
@@ -45,6 +45,11 @@ def cards(experiment: Experiment) -> list[Path]:
             layout.generator(name, generator, scope) / "card.json"
             for generator in experiment.generators
             for scope in experiment.scopes(generator)
+        ),
+        *(
+            layout.method(name, method, scope) / "card.json"
+            for method in experiment.trained_methods()
+            for scope in experiment.training_scopes(method)
         ),
     ]
 
