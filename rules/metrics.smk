@@ -33,3 +33,38 @@ rule metrics:
         " --method {wildcards.method}"
         " --source {wildcards.source} --target {wildcards.target}"
         " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"
+
+
+rule metrics_of_pair:
+    input:
+        data=project.dataset_of,
+        classifier="results/{experiment}/classifier/model.safetensors",
+        oracles=project.metric_oracles,
+        sets=project.pair_sets,
+        code=project.metrics_code,
+    output:
+        "results/{experiment}/metrics/{method}/{scope}.json",
+    log:
+        "logs/{experiment}/metrics/{method}/{scope}.log",
+    benchmark:
+        "benchmarks/{experiment}/metrics/{method}/{scope}.tsv"
+    wildcard_constraints:
+        method=project.any_row(),
+        scope=r"\d+-\d+",
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        gpu=1,
+        mem_mb=6000,
+        runtime=project.hours(2),
+    params:
+        scale=project.scale,
+        settings=project.metrics_settings,
+    message:
+        "judging both directions of {wildcards.scope} by {wildcards.method}"
+        " ({wildcards.experiment})"
+    shell:
+        "counterlens metrics --experiment {wildcards.experiment} --scale {params.scale}"
+        " --method {wildcards.method} --pair {wildcards.scope}"
+        " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"

@@ -99,7 +99,7 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "unknown key of a nested mapping": (
         lambda e: e["evaluation"].update(image=3),
-        ("evaluation.image: unknown key; allowed: animations, batch_size, errors, images",),
+        ("evaluation.image: unknown key; allowed: animations, batch_size, directions, errors",),
     ),
     "wrong type": (
         lambda e: e.update(seed="many"),

@@ -247,9 +247,11 @@ def test_an_option_of_a_method_changes_that_method_alone(differences) -> None:
 def test_pairs_do_not_change_what_a_method_is_trained_with(differences, project) -> None:
     assert differences(lambda e: e["methods"]["c3lt-n3"].pop("pairs")) == set()
     assert differences(lambda e: e["methods"]["c3lt"].update(pairs=[[4, 9]])) == set()
-    # an oracle may be trained on the pairs
+    # an oracle may be trained on the pairs, and a joint training is on all of them
+    e = project.experiments["digits"]
     assert differences(lambda e: e["pairs"].append([5, 6])) == {
-        ("oracle_settings", "digits", oracle) for oracle in project.experiments["digits"].oracles
+        *(("oracle_settings", "digits", oracle) for oracle in e.oracles),
+        *(("method_settings", "digits", name) for name in e.methods if e.methods[name].joint),
     }
 
 
@@ -270,7 +272,7 @@ def test_other_sections(differences, project) -> None:
     assert differences(lambda e: e["generators"]["encoder"].update(batch_size=7)) == {
         ("generator_settings", "digits", "encoder")
     }
-    assert differences(lambda e: e["metrics"][2].update(steps=7)) == {
+    assert differences(lambda e: e["metrics"][3].update(steps=7)) == {
         ("metrics_settings", "digits")
     }
     assert differences(lambda e: e.update(description="the same")) == set()
@@ -313,7 +315,7 @@ def test_only_what_shapes_a_training_trains_anew(project: Workflow) -> None:
 def test_counterfactuals_of_digits(project: Workflow) -> None:
     found = project.counterfactuals("digits")
     folder = "results/digits/counterfactuals"
-    assert len(found) == len(set(found)) == 4 + 2 + 4 + 4
+    assert len(found) == len(set(found)) == 6 * 4 + 2
     assert f"{folder}/c3lt/9_to_4.safetensors" in found
     assert f"{folder}/c3lt-n3/3_to_8.safetensors" not in found
     assert f"{folder}/original-data/3_to_8.safetensors" in found
@@ -344,10 +346,17 @@ def test_inputs_of_the_generators_and_methods_of_digits(project: Workflow) -> No
     assert project.method_model(back) == ["results/digits/methods/c3lt/4-9/model.safetensors"]
     fit = SimpleNamespace(experiment="digits", method="c3lt", scope="4-9")
     assert project.method_generators(fit) == project.method_generators(back)
+    assert project.earlier_sets(back) == []
+    cecas = SimpleNamespace(experiment="digits", method="cecas", source="9", target="4")
+    assert project.earlier_sets(cecas) == [
+        f"results/digits/counterfactuals/ace/9_to_4.{suffix}"
+        for suffix in ("safetensors", "parquet")
+    ]
     pgd = SimpleNamespace(experiment="digits", method="pgd", source="9", target="4")
     assert project.method_generators(pgd) == project.method_model(pgd) == []
     assert set(project.generators("digits")) == {
         f"{models}/dcgan/all-classes/model.safetensors",
+        f"{models}/ddpm/all-classes/model.safetensors",
         f"{models}/encoder/3-8/model.safetensors",
         f"{models}/encoder/4-9/model.safetensors",
     }

@@ -109,8 +109,11 @@ def parser() -> argparse.ArgumentParser:
     found = stage("original-data", original_data, "the reference row: real images of the target")
     with_direction(with_device(with_experiment(found)))
 
-    found = with_device(with_experiment(stage("metrics", metrics, "judge one direction")))
-    with_direction(found).add_argument("--method", required=True)
+    found = with_device(with_experiment(stage("metrics", metrics, "judge one direction or pair")))
+    found.add_argument("--method", required=True)
+    found.add_argument("--source", type=int, help="class index of the queries")
+    found.add_argument("--target", type=int, help="class index aimed at")
+    found.add_argument("--pair", help="all directions of a pair such as 4-9, instead of one")
 
     found = with_scale(stage("table", table, "build one table of a paper"))
     found.add_argument("--table", required=True)
@@ -251,10 +254,18 @@ def original_data(arguments: Arguments) -> None:
 
 
 def metrics(arguments: Arguments) -> None:
+    from counterlens.config import parse_pair
+
+    source, target, pair = arguments.source, arguments.target, arguments.pair
+    if (source is None) != (target is None) or (source is None) == (pair is None):
+        raise UserError("metrics: give either --source and --target, or --pair")
     chosen, where = experiment(arguments), device(arguments)
     from counterlens.metrics import compute
 
-    compute.compute(chosen, arguments.method, arguments.source, arguments.target, where)
+    if source is None or target is None:
+        compute.compute_pair(chosen, arguments.method, parse_pair(pair), where)
+    else:
+        compute.compute(chosen, arguments.method, source, target, where)
 
 
 def table(arguments: Arguments) -> None:

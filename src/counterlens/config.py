@@ -74,11 +74,14 @@ def _as_yaml(value: object) -> str:
 class DatasetOptions(Options):
     """`files` are the raw files to download; `shape` is (C, H, W).
 
+    `attributes` names what else is known of every image, present or not; most datasets have none.
+
     A dataset with options of its own overrides `name`, so that each choice has its own folder, and
     `classes` or `shape` where they depend on the choice.
     """
 
     classes: ClassVar[tuple[str, ...]] = ()
+    attributes: ClassVar[tuple[str, ...]] = ()
     shape: ClassVar[tuple[int, int, int]]
     files: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str]
@@ -155,9 +158,14 @@ def latents_differ(
 
 
 class OracleOptions(Options):
-    """`weights`: named pretrained weights the oracle loads."""
+    """`weights`: named pretrained weights the oracle loads.
+
+    `trained`: whether the experiment trains it; otherwise it loads weights, named ones or a file
+    of the user's.
+    """
 
     weights: ClassVar[tuple[str, ...]] = ()
+    trained: ClassVar[bool] = True
 
 
 class MethodOptions(Options):
@@ -209,21 +217,32 @@ class MethodOptions(Options):
 
 
 class Column(Model):
-    """One number a metric gives; `scale` multiplies it when printed (1000 for KID x 1e3)."""
+    """One number a metric gives; `scale` multiplies it when printed (1000 for KID x 1e3).
+
+    It is of every image, of every counterfactual set (one direction), or of a pair: of all
+    directions that the method is run on, pooled.
+    """
 
     name: str
     label: str
     direction: Literal["up", "down", "none"]
     unit: str = ""
     scale: float = 1.0
-    per: Literal["image", "set"] = "image"
+    per: Literal["image", "set", "pair"] = "image"
     decimals: int = 3
 
 
 class MetricOptions(Options):
-    """`paired`: the metric compares each counterfactual with its own query."""
+    """`paired`: the metric compares each counterfactual with its own query.
+
+    `errors`: whether queries count that the classifier does not take for their class. `flipped`:
+    whether only counterfactuals count whose 8-bit image the classifier gives the target class.
+    """
 
     paired: ClassVar[bool] = True
+
+    errors: bool = False
+    flipped: bool = False
 
     def columns(self) -> tuple[Column, ...]:
         """What the metric measures, in printing order."""
@@ -241,7 +260,8 @@ class Evaluation(Model):
     the classifier answers correctly. `errors`: of a direction, at most so many images of the
     target class that the classifier takes for the source class stand before them; no metric
     counts these. `paths`: for how many queries per direction a method's path is kept.
-    `animations`: how many of the paths are animated, besides those of the errors.
+    `animations`: how many of the paths are animated, besides those of the errors. `directions`:
+    `forward` explains only the first class of each pair as the second.
     """
 
     images: int = Field(gt=0)
@@ -251,6 +271,7 @@ class Evaluation(Model):
     errors: int = Field(default=0, ge=0)
     paths: int = Field(default=24, ge=0)
     animations: int = Field(default=2, ge=0)
+    directions: Literal["both", "forward"] = "both"
 
     @property
     def shards(self) -> int:
@@ -296,8 +317,17 @@ class Experiment(Model):
         return options.trained_as or method, ALL_PAIRS if options.joint else pair_name(pair)
 
     def directions(self, method: str) -> tuple[Pair, ...]:
-        """Both halves (source, target) of every pair of a method."""
-        return tuple(d for a, b in self.method_pairs(method) for d in ((a, b), (b, a)))
+        """The directions (source, target) of every pair of a method."""
+        return tuple(d for pair in self.method_pairs(method) for d in self.pair_directions(pair))
+
+    def pair_directions(self, pair: Pair) -> tuple[Pair, ...]:
+        """Both halves (source, target) of a pair, or its first."""
+        both = (pair, (pair[1], pair[0]))
+        return both if self.evaluation.directions == "both" else both[:1]
+
+    def pooled(self) -> bool:
+        """Whether any metric judges all directions of a pair together."""
+        return any(column.per == "pair" for column in self.columns().values())
 
     def settings(self, section: str, *names: str) -> dict[str, Any]:
         """All of the configuration that shapes one stage's result, as plain JSON values.

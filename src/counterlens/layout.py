@@ -75,6 +75,11 @@ def metrics(experiment: str, method: str, source: int, target: int) -> Path:
     return RESULTS / experiment / "metrics" / method / f"{source}_to_{target}"
 
 
+def pair_metrics(experiment: str, method: str, pair: str) -> Path:
+    """Metrics of all directions of a pair together, without suffix (`.json`)."""
+    return RESULTS / experiment / "metrics" / method / pair
+
+
 def animations(experiment: str, method: str, dataset: str, pair: str) -> Path:
     """Folder of the animated paths of a pair."""
     return RESULTS / experiment / "animations" / method / dataset / pair

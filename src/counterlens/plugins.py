@@ -28,11 +28,21 @@ TORCH_FREE = (
     "math",
     "pydantic",
     "counterlens.config",
+    "counterlens.data.celeba_attributes",
     "counterlens.generators.diffusion_options",
     "counterlens.methods.filtered_attack_options",
 )
 NOT_PLUGINS = {
-    "data": {"base", "fetch", "prepare", "idx", "medmnist", "celeba_labels", "weights"},
+    "data": {
+        "base",
+        "fetch",
+        "prepare",
+        "idx",
+        "medmnist",
+        "celeba_attributes",
+        "zipped_images",
+        "weights",
+    },
     "classifiers": {"base", "train"},
     "generators": {"base", "train", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},

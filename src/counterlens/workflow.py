@@ -183,13 +183,12 @@ class Workflow:
         """The metric files of an experiment, or of some of its methods."""
         e = self.experiments[experiment]
         chosen = (*e.methods, ORIGINAL_DATA) if methods is None else methods
-        return [
-            f"{layout.metrics(experiment, method, *direction)}.{suffix}"
-            for method in chosen
-            if method in e.methods or method == ORIGINAL_DATA
-            for direction in e.directions(method)
-            for suffix in ("json", "parquet")
-        ]
+        found: list[Path] = []
+        for method in chosen:
+            if method in e.methods or method == ORIGINAL_DATA:
+                found += inputs.metric_files(e, method, e.directions(method))
+                found += inputs.pair_files(e, method, e.directions(method))
+        return strings(found)
 
     def generators(self, experiment: str, names: Iterable[str] | None = None) -> list[str]:
         """Every trained generator of an experiment, or some of them."""
@@ -207,7 +206,7 @@ class Workflow:
 
     def oracle_files(self, e: Experiment, name: str) -> list[str]:
         """The trained oracle, or the records of the pretrained weights that it loads."""
-        if e.oracles[name].weights:
+        if not e.oracles[name].trained:
             return [str(layout.weight(weight)) for weight in e.oracles[name].weights]
         return [str(layout.oracle(e.name, name) / "model.safetensors")]
 
@@ -246,7 +245,7 @@ class Workflow:
             found[f"datasets_{e.dataset.name}"] = self.prepared(name)
             found[f"classifiers_{name}"] = [str(layout.classifier(name) / "model.safetensors")]
             for oracle in e.oracles:
-                if e.oracles[oracle].weights:
+                if not e.oracles[oracle].trained:
                     weights |= {*self.oracle_files(e, oracle)}
                 else:
                     found.setdefault(f"oracles_{name}", []).extend(self.oracle_files(e, oracle))
@@ -350,6 +349,12 @@ class Workflow:
         """What the metrics of an experiment need besides the classifier."""
         return self.oracles(wildcards.experiment)
 
+    def pair_sets(self, wildcards: Any) -> list[str]:
+        """The counterfactual sets of a method on all directions of a pair."""
+        e = self.experiments[wildcards.experiment]
+        directions = e.pair_directions(parse_pair(wildcards.scope))
+        return strings(inputs.set_files(e, wildcards.method, directions))
+
     def table_inputs(self, wildcards: Any) -> list[str]:
         """The metrics of a table's rows, and the cards of the models behind them."""
         return strings(inputs.table_inputs(self.tables[wildcards.table], self.experiments))
@@ -360,11 +365,8 @@ class Workflow:
         return strings(inputs.figure_inputs(figure, self.experiments[figure.experiment]))
 
     def animation_inputs(self, wildcards: Any) -> list[str]:
-        """The counterfactual sets, with their paths, of both directions of a pair."""
-        first, second = parse_pair(wildcards.scope)
-        directions = ((first, second), (second, first))
-        e = self.experiments[wildcards.experiment]
-        return strings(inputs.set_files(e, wildcards.method, directions))
+        """The counterfactual sets of a pair, with their paths."""
+        return self.pair_sets(wildcards)
 
     def report_inputs(self, wildcards: Any) -> list[str]:
         """Everything the report of an experiment shows."""

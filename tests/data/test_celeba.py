@@ -12,15 +12,21 @@ from PIL import Image
 from counterlens.config import dataset_options
 from counterlens.data.base import Source, load_split
 from counterlens.data.celeba import Celeba
+from counterlens.data.celeba_attributes import ATTRIBUTES
 from counterlens.data.celeba_subset import CelebaSubset
 from counterlens.data.fetch import load_dataset
 from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
 from counterlens.runtime import files
 
-ATTRIBUTES = ("5_o_Clock_Shadow", "Mouth_Slightly_Open", "Smiling")
 SPLITS = ("train", "val", "test", "train", "test", "train")  # of the images, in order
 OPEN, SMILING = (1, 0, 0, 1, 1, 0), (0, 1, 1, 1, 0, 1)
+
+
+def attributes_of(n: int) -> list[int]:
+    """All 40 of a picture: two that vary, and one that all have."""
+    known = {"Mouth_Slightly_Open": OPEN[n], "Smiling": SMILING[n], "Young": 1}
+    return [known.get(name, 0) for name in ATTRIBUTES]
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
@@ -54,7 +60,7 @@ def write_subset(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
         for n, picture in enumerate(pictures):
             member = f"{SPLITS[n]}/{n:06}.jpg"
             archive.writestr(member, picture)
-            rows.append(f"{member},{SPLITS[n]},0,{OPEN[n]},{SMILING[n]}")
+            rows.append(f"{member},{SPLITS[n]},{','.join(map(str, attributes_of(n)))}")
         archive.writestr("labels.csv", "\n".join(rows) + "\n")
     state_checksum(folder, monkeypatch)
     return pictures
@@ -74,10 +80,13 @@ def test_the_subset_has_the_attribute_as_its_label(tmp_path, monkeypatch, attrib
     options = dataset_options("celeba-subset", [f"attribute={attribute}"])
     card = prepare(options, tmp_path, tmp_path / "out")
     assert card.classes == options.classes and card.name == options.name
+    assert card.attributes == ATTRIBUTES
     for split in ("train", "test"):  # val is left out
         data = load_split(tmp_path / "out" / f"{split}.safetensors")
         numbers = [n for n in range(6) if SPLITS[n] == split]
         assert data.labels.tolist() == [labels[n] for n in numbers]
+        assert data.attributes is not None
+        assert data.attributes.tolist() == [attributes_of(n) for n in numbers]
         found = (data.images * 255).round().byte().numpy().transpose(0, 2, 3, 1)
         np.testing.assert_array_equal(found, [decoded(pictures[n]) for n in numbers])
 
@@ -160,8 +169,8 @@ def official(tmp_path, monkeypatch):
         for name, picture in zip(names, pictures, strict=True):
             archive.writestr(f"img_align_celeba/{name}", picture)
     rows = [
-        f"{name} -1 {2 * is_open - 1:2} {2 * smiling - 1:2}"
-        for name, is_open, smiling in zip(names, OPEN, SMILING, strict=True)
+        f"{name} {' '.join(f'{2 * present - 1:2}' for present in attributes_of(n))}"
+        for n, name in enumerate(names)
     ]
     lists = {
         "list_attr_celeba.txt": ["6", " ".join(ATTRIBUTES) + " ", *rows],
@@ -185,6 +194,8 @@ def test_official_split_labels_and_centre_crop(official):
         data = load_split(folder / "out" / f"{split}.safetensors")
         numbers = [n for n in range(6) if SPLITS[n] == split]
         assert data.labels.tolist() == [OPEN[n] for n in numbers]
+        assert data.attributes is not None
+        assert data.attributes.tolist() == [attributes_of(n) for n in numbers]
         found = (data.images * 255).round().byte().numpy().transpose(0, 2, 3, 1)
         # 218 rows: 20 above and 20 below are cut off, all 178 columns stay
         np.testing.assert_array_equal(found, [decoded(pictures[n])[20:198] for n in numbers])
@@ -193,7 +204,8 @@ def test_official_split_labels_and_centre_crop(official):
 def test_the_crop_is_resized_as_a_whole(official):
     folder, _ = official
     splits = load_dataset(dataset_options("celeba", ["size=89"])).read(folder)
-    first, labels = splits["train"]
+    first, labels, attributes = splits["train"]
+    assert attributes is not None and attributes.shape == (3, 40)
     assert first.shape == (3, 3, 89, 89) and first.dtype == np.uint8
     assert labels.tolist() == [SMILING[n] for n in range(6) if SPLITS[n] == "train"]
     # the first picture's red is its row, its green its column: each pixel stands for two
@@ -204,8 +216,8 @@ def test_the_crop_is_resized_as_a_whole(official):
 
 def test_what_the_official_lists_do_not_have(official):
     folder, _ = official
-    with pytest.raises(UserError, match=r"list_attr_celeba\.txt: no attribute 'Bald'; known: 5_o"):
-        load_dataset(dataset_options("celeba", ["attribute=Bald"])).read(folder)
+    with pytest.raises(UserError, match=r"list_attr_celeba\.txt: no attribute 'Odd'; known: 5_o"):
+        load_dataset(dataset_options("celeba", ["attribute=Odd"])).read(folder)
     with (folder / "list_eval_partition.txt").open("a") as lines:
         lines.write("000007.jpg 0\n")
     with pytest.raises(UserError, match=r"has no row for 000007\.jpg"):

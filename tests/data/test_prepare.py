@@ -81,7 +81,8 @@ def test_digits_need_no_download():
 
 def test_card_has_the_agreed_content(digits):
     content = json.loads((digits / "dataset.json").read_text())
-    assert sorted(content) == ["classes", "licence", "name", "shape", "sources", "splits"]
+    keys = ["attributes", "classes", "licence", "name", "shape", "sources", "splits"]
+    assert sorted(content) == keys and content["attributes"] == []
     assert content["name"] == "digits" and content["classes"] == list("0123456789")
     assert content["shape"] == [1, 28, 28] and content["sources"] == []
     for split, record in content["splits"].items():

@@ -122,7 +122,10 @@ def whole_set(method: str, source: int, target: int) -> CounterfactualSet:
 
 def test_fit_writes_the_model_and_its_losses(experiment: Experiment, digests) -> None:
     folder = layout.method("tiny", "c3lt", "4-9")
-    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "training.csv"}
+    names = {"model.safetensors", "card.json", "training.csv"}
+    assert {path.name for path in folder.iterdir()} == names
+    card = files.read_json(folder / "card.json")
+    assert card["kind"] == "c3lt" and card["epochs"] == 3 and card["gates"] == {}
     history = pd.read_csv(folder / "training.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
     assert {"classification", "proximity", "cycle", "adversarial"} <= set(history.columns)

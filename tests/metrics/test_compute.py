@@ -30,7 +30,13 @@ CONFIGURED: dict[str, dict[str, object]] = {
     "lpips": {"extractor": "pixels"},
     "denoised-validity": {},
     "faithfulness": {},
+    "flip-rate": {},
+    "s3": {"extractor": "pixels"},
+    "mnac": {},
+    "cd": {},
+    "sfid": {"extractor": "pixels"},
 }
+OF_PAIRS = ("cd", "sfid")
 
 
 def options_of(kind: str) -> MetricOptions:
@@ -52,6 +58,17 @@ def with_path(cf: CounterfactualSet, kept: int = 4) -> CounterfactualSet:
     return replace(cf, extras={**cf.extras, **found})
 
 
+class FirstPixels:
+    """An image has attribute a if its pixel a is bright; attributes are as they come by chance."""
+
+    asked = 1
+    correlations = torch.eye(3, dtype=torch.float64)
+
+    def answers(self, images: Tensor) -> Tensor:
+        assert images.dtype == torch.uint8
+        return images.flatten(1)[:, :3] > 127
+
+
 class Halves:
     def reconstruct(self, images: Tensor, label: int | None) -> Tensor:
         return (2 * images - 1) * (0.5 if label is None else 0.2 + 0.5 * label)
@@ -62,7 +79,7 @@ def context(bright, pixel_extractor, random_set) -> MetricContext:
     train = quantise(random_set(40, seed=9).counterfactual)
     return MetricContext(
         bright,
-        {"autoencoders": Halves(), "pixels": pixel_extractor()},
+        {"autoencoders": Halves(), "pixels": pixel_extractor(), "attributes": FirstPixels()},
         reference=lambda label: train,
     )
 
@@ -85,7 +102,7 @@ def test_battery(
     for batch_size in (2048, 2048, 5):
         context = MetricContext(
             bright,
-            {"autoencoders": Halves(), "pixels": pixel_extractor()},
+            {"autoencoders": Halves(), "pixels": pixel_extractor(), "attributes": FirstPixels()},
             reference=lambda label: train,
             batch_size=batch_size,
         )
@@ -108,7 +125,7 @@ def test_battery(
     assert torch.equal(cf.counterfactual, before[0]) and torch.equal(cf.query, before[1])
 
 
-@pytest.mark.parametrize("kind", [k for k in CONFIGURED if k not in ("fid", "kid")])
+@pytest.mark.parametrize("kind", [k for k in CONFIGURED if k not in ("fid", "kid", *OF_PAIRS)])
 def test_each_image_is_judged_by_itself(kind: str, context, random_set, make_set) -> None:
     cf = random_set(5)
     metric = plugins.create("metrics", options_of(kind), Metric, context)
@@ -127,6 +144,9 @@ def test_evaluate_gives_means_values_curves_and_image_numbers(context, random_se
     assert summary["images"] == 12 and summary["not_available"] == {}
     for name, mean in summary["per_image"].items():
         assert mean == pytest.approx(table[name].mean())
+    flipped = table["flip_rate"] == 1
+    assert 0 < flipped.sum() < 12
+    assert table["mnac_oracle"].notna().tolist() == flipped.tolist()
     along = {"feature_error", "confidence_error", "confidence_divergence"}
     assert set(summary["per_set"]) == {"fid_oracle", "kid_oracle", *along}
     assert "errors" not in summary
@@ -140,6 +160,7 @@ def test_paired_metrics_of_an_unpaired_set_say_why_they_are_missing(
     cf = make_set(random_set(12).counterfactual)
     summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
     missing = {"proximity", "proximity_pm1", "cout", "aupc_source", "aupc_target", "lpips_oracle"}
+    missing |= {"s3_oracle", "mnac_oracle"}
     missing |= {"feature_error", "confidence_error", "confidence_divergence"}
     assert set(summary["not_available"]) == missing
     assert missing.isdisjoint(table) and missing.isdisjoint(summary["per_image"])
@@ -151,8 +172,8 @@ def test_an_empty_set_has_no_number(context, random_set) -> None:
     summary, table = compute.evaluate(random_set(0), metrics, context)
     assert summary["images"] == 0 and len(table) == 0
     assert summary["per_image"] == {} and summary["per_set"] == {}
-    declared = {column.name for metric in metrics for column in metric.columns()}
-    assert set(summary["not_available"]) == declared
+    columns = [column for metric in metrics for column in metric.columns()]
+    assert set(summary["not_available"]) == {c.name for c in columns if c.per != "pair"}
 
 
 def test_missing_weights_leave_the_other_metrics_alone(
@@ -167,6 +188,83 @@ def test_missing_weights_leave_the_other_metrics_alone(
     assert set(summary["per_set"]) == {"fid_oracle"}
 
 
+# Which rows count
+
+
+def with_errors(cf: CounterfactualSet) -> CounterfactualSet:
+    """The first three queries are errors of the classifier."""
+    cf.table["label"] = np.where(np.arange(len(cf)) < 3, cf.target, cf.source)
+    cf.table["predicted_counterfactual"] = cf.target
+    return cf
+
+
+@pytest.mark.parametrize(("errors", "flipped"), [(0, 0), (0, 1), (1, 0), (1, 1)])
+def test_a_metric_counts_the_rows_it_is_told_to(context, random_set, errors, flipped) -> None:
+    cf = with_errors(random_set(14))
+    options = options_of("proximity").model_copy(
+        update={"errors": bool(errors), "flipped": bool(flipped)}
+    )
+    wanted = np.ones(14, bool) if errors else np.arange(14) >= 3
+    if flipped:
+        shown = quantise(cf.counterfactual).float() / 255
+        wanted &= (context.probabilities(shown).argmax(1) == cf.target).numpy()
+    # the flip rate counts errors, so that all rows stand in the table
+    summary, table = compute.evaluate(cf, [options, options_of("flip-rate")], context)
+    assert len(table) == summary["images"] == 14
+    assert table["proximity"].notna().tolist() == wanted.tolist()
+    distance = (cf.counterfactual - cf.query).abs().mean((1, 2, 3))[torch.from_numpy(wanted)]
+    assert summary["per_image"]["proximity"] == pytest.approx(distance.mean().item(), rel=1e-5)
+
+
+def test_the_flip_rate_is_of_the_eight_bit_image(bright, make_set) -> None:
+    """A mean of just above a half is a half when rounded down."""
+    nearly = torch.full((1, 1, 4, 4), 0.5003)
+    context = MetricContext(bright)
+    cf = make_set(torch.cat([nearly, nearly + 0.1]), torch.zeros(2, 1, 4, 4))
+    assert context.probabilities(nearly).argmax(1).item() == 1
+    found = plugins.create("metrics", options_of("flip-rate"), Metric, context).per_image(cf)
+    assert quantise(nearly).unique().item() == 128
+    assert found["flip_rate"].tolist() == [1, 1]
+    dark = make_set(torch.full((1, 1, 4, 4), 0.4999), torch.zeros(1, 1, 4, 4))
+    found = plugins.create("metrics", options_of("flip-rate"), Metric, context).per_image(dark)
+    assert quantise(dark.counterfactual).unique().item() == 127 and found["flip_rate"] == [0]
+
+
+def test_no_row_that_counts(context, random_set) -> None:
+    cf = replace(random_set(4), counterfactual=torch.zeros(4, 1, 6, 6))
+    metrics = [options_of("mnac"), options_of("flip-rate")]
+    summary, table = compute.evaluate(cf, metrics, context)
+    assert summary["not_available"] == {"mnac_oracle": compute.NONE_FLIPS}
+    assert summary["per_image"] == {"flip_rate": 0} and "mnac_oracle" not in table
+
+
+# Pairs
+
+
+def test_a_pair_is_judged_together(context, random_set) -> None:
+    there, back = random_set(12), replace(random_set(10, seed=3), source=1, target=0)
+    metrics = [options_of(kind) for kind in OF_PAIRS]
+    against = {"kind": "fid", "extractor": "pixels", "against": "queries", "flipped": True}
+    fid = plugins.options_class("metrics", "fid").model_validate({**against, "errors": True})
+    found = compute.evaluate_pair([there, back], [*metrics, fid], context)  # type: ignore[list-item]
+    assert set(found["per_pair"]) == {"cd_oracle", "sfid_oracle", "fid_oracle"}
+    flips = sum(int(context.flipped(cf).sum()) for cf in (there, back))
+    assert found["images"] == dict.fromkeys(found["per_pair"], flips) and 0 < flips < 22
+    assert found["not_available"] == {}
+    summary, _ = compute.evaluate(there, [*metrics, fid], context)  # type: ignore[list-item]
+    assert summary["per_set"] == {} and summary["not_available"] == {}
+
+
+def test_a_pair_of_real_images_or_none(context, random_set, make_set) -> None:
+    metrics = [options_of(kind) for kind in OF_PAIRS]
+    real = make_set(random_set(12).counterfactual)
+    found = compute.evaluate_pair([real, real], metrics, context)
+    assert found["per_pair"] == {}
+    assert set(found["not_available"].values()) == {compute.UNPAIRED}
+    found = compute.evaluate_pair([random_set(12), random_set(0)], metrics, context)
+    assert set(found["not_available"].values()) == {compute.EMPTY}
+
+
 # Errors of the classifier
 
 
@@ -176,7 +274,7 @@ def test_errors_count_in_no_number_and_are_told_apart(context, random_set) -> No
     cf.table["image"] = np.arange(50, 64)
     cf.table["label"] = np.where(wrong, cf.target, cf.source)
     cf.table["predicted_counterfactual"] = np.where(np.isin(np.arange(14), [1, 5]), 0, 1)
-    metrics = [options_of(kind) for kind in CONFIGURED]
+    metrics = [options for kind in CONFIGURED if not (options := options_of(kind)).errors]
     summary, table = compute.evaluate(cf, metrics, context)
     assert summary.pop("errors") == {"images": 3, "validity": pytest.approx(2 / 3)}
 
@@ -306,7 +404,11 @@ def test_the_stage_writes_both_files_the_same_each_time(
         metrics=[options_of(kind) for kind in CONFIGURED],
     )
     loaded: list[str] = []
-    oracles = {"autoencoders": Halves(), "pixels": pixel_extractor()}
+    oracles = {
+        "attributes": FirstPixels(),
+        "autoencoders": Halves(),
+        "pixels": pixel_extractor(),
+    }
 
     def load_oracle(experiment: object, name: str, device: torch.device) -> object:
         loaded.append(name)
@@ -320,7 +422,7 @@ def test_the_stage_writes_both_files_the_same_each_time(
         compute.compute(experiment, "hand", 0, 1, torch.device("cpu"))  # type: ignore[arg-type]
         written.append([Path(f"{output}{suffix}").read_bytes() for suffix in (".json", ".parquet")])
     assert written[0] == written[1]
-    assert loaded[:2] == ["autoencoders", "pixels"]
+    assert loaded[:3] == ["attributes", "autoencoders", "pixels"]
     summary = files.read_json(Path(f"{output}.json"))
     assert (summary["experiment"], summary["method"]) == ("tiny", "hand")
     assert (summary["source"], summary["target"], summary["images"]) == (0, 1, 12)
@@ -329,7 +431,8 @@ def test_the_stage_writes_both_files_the_same_each_time(
     assert len(table["curve_source"][0]) == 9
     assert summary["per_set"]["feature_error"] == pytest.approx(0.25)
     # only class 1 is the reference of 0_to_1, and the second job finds its features kept
-    assert sorted(len(call) for call in oracles["pixels"].calls) == [12, 12, 20]
+    asked = [len(call) for call in oracles["pixels"].calls]
+    assert sorted(asked) == [12, 12, 12, 12, 20]  # counterfactuals and queries, twice
 
 
 def test_the_stage_without_its_input_is_a_user_error(

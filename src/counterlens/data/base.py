@@ -48,10 +48,14 @@ class Source:
 
 
 class Arrays(NamedTuple):
-    """One split: images uint8 (N, C, H, W) in 0..255 and labels int64 (N,) in 0..K-1."""
+    """One split: images uint8 (N, C, H, W) in 0..255 and labels int64 (N,) in 0..K-1.
+
+    `attributes` is uint8 (N, A) of 0 and 1, for a dataset that names attributes.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    attributes: np.ndarray | None = None
 
 
 class Dataset(ABC):
@@ -75,6 +79,11 @@ class Dataset(ABC):
     def classes(self) -> tuple[str, ...]:
         """Class names; the label is the index."""
         return self.options.classes
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """Names of the attributes, in the order of the arrays' columns."""
+        return self.options.attributes
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -114,6 +123,7 @@ class DatasetCard(Model):
 
     name: str
     classes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     shape: tuple[int, int, int]
     licence: str
     sources: tuple[SourceRecord, ...]
@@ -122,14 +132,23 @@ class DatasetCard(Model):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images float32 (N, C, H, W) in [0, 1], labels int64 (N,), index int64 (N,) in the split."""
+    """Images float32 (N, C, H, W) in [0, 1], labels int64 (N,), index int64 (N,) in the split.
+
+    `attributes` is float32 (N, A) of 0 and 1, None where the dataset names none.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
+    attributes: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def select(self, rows: torch.Tensor) -> ImageSet:
+        """Some images, in the order of `rows`."""
+        attributes = None if self.attributes is None else self.attributes[rows]
+        return ImageSet(self.images[rows], self.labels[rows], self.index[rows], attributes)
 
 
 def load_dataset_card(path: Path) -> DatasetCard:
@@ -163,15 +182,17 @@ def load_split(path: Path, classes: Sequence[int] | None = None) -> ImageSet:
     import torch
 
     tensors = files.load_tensors(path)
-    images, labels = tensors["images"], tensors["labels"]
+    images, labels, attributes = tensors["images"], tensors["labels"], tensors.get("attributes")
     index = np.arange(len(labels), dtype=np.int64)
     if classes is not None:
         index = np.flatnonzero(np.isin(labels, np.asarray(classes, dtype=np.int64)))
         if len(index) == 0:
             raise UserError(f"{path}: has no image of the classes {list(classes)}")
         images, labels = images[index], labels[index]
+        attributes = None if attributes is None else attributes[index]
     return ImageSet(
         images=torch.from_numpy(images.astype(np.float32) / np.float32(255)),
         labels=torch.from_numpy(labels),
         index=torch.from_numpy(index),
+        attributes=None if attributes is None else torch.from_numpy(attributes).float(),
     )

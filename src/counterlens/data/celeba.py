@@ -14,7 +14,8 @@ from pydantic import Field
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_labels import open_zip, splits
+from counterlens.data.celeba_attributes import ATTRIBUTES, class_names
+from counterlens.data.zipped_images import Labelled, open_zip, splits
 from counterlens.errors import UserError
 
 CROP = 178
@@ -24,6 +25,7 @@ SPLIT_NAMES = {"0": "train", "1": "val", "2": "test"}
 class Options(DatasetOptions):
     """`attribute` as CelebA spells it (class 1 has it); `size` in pixels of the centre crop."""
 
+    attributes: ClassVar[tuple[str, ...]] = ATTRIBUTES
     files: ClassVar[tuple[str, ...]] = (
         "img_align_celeba.zip",
         "list_attr_celeba.txt",
@@ -37,8 +39,7 @@ class Options(DatasetOptions):
     @property
     def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Without and with the attribute."""
-        words = self.attribute.replace("_", " ").lower()
-        return (f"not {words}", words)
+        return class_names(self.attribute)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -68,15 +69,22 @@ class Celeba(Dataset):
         names = header.split()
         if attribute not in names:
             raise UserError(f"{attributes}: no attribute '{attribute}'; known: {', '.join(names)}")
-        column = names.index(attribute) + 1
-        labels = {row.split()[0]: int(row.split()[column]) for row in rows if row.strip()}
+        if (*names,) != ATTRIBUTES:
+            raise UserError(f"{attributes}: its columns are not CelebA's; download it again")
+        column = names.index(attribute)
+        known = {
+            row.split()[0]: tuple(int(int(value) > 0) for value in row.split()[1:])
+            for row in rows
+            if row.strip()
+        }
 
-        def labelled() -> Iterator[tuple[str, str, int]]:
+        def labelled() -> Iterator[Labelled]:
             for line in partition.read_text(encoding="utf-8").splitlines():
                 file, split = line.split()
-                if file not in labels:
+                if file not in known:
                     raise UserError(f"{attributes}: has no row for {file}; download it again")
-                yield SPLIT_NAMES[split], f"img_align_celeba/{file}", int(labels[file] > 0)
+                member = f"img_align_celeba/{file}"
+                yield Labelled(SPLIT_NAMES[split], member, known[file][column], known[file])
 
         with open_zip(zipped) as archive:
             return splits(labelled(), archive, self.shape[1], CROP)

@@ -6,14 +6,13 @@ forbid to publish any of the pictures.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_labels import open_zip, splits
+from counterlens.data.celeba_attributes import ATTRIBUTES, class_names
+from counterlens.data.zipped_images import Labelled, open_zip, splits, table
 from counterlens.errors import UserError
 
 
@@ -21,6 +20,7 @@ class Options(DatasetOptions):
     """`attribute`: one of the 40, as CelebA spells it; class 1 has it, class 0 has it not."""
 
     shape: ClassVar[tuple[int, int, int]] = (3, 64, 64)
+    attributes: ClassVar[tuple[str, ...]] = ATTRIBUTES
     files: ClassVar[tuple[str, ...]] = ("celeba_subset_64.zip",)
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
@@ -29,8 +29,7 @@ class Options(DatasetOptions):
     @property
     def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Without and with the attribute."""
-        words = self.attribute.replace("_", " ").lower()
-        return (f"not {words}", words)
+        return class_names(self.attribute)
 
     @property
     def name(self) -> str:
@@ -58,9 +57,16 @@ class CelebaSubset(Dataset):
         """Both splits; the official validation split is not used."""
         path, attribute = raw / self.sources[0].file, self.options.attribute  # type: ignore[attr-defined]
         with open_zip(path) as archive:
-            rows = list(csv.DictReader(io.TextIOWrapper(archive.open("labels.csv"), "utf-8")))
-            known = sorted({*rows[0]} - {"file", "split"})
-            if attribute not in known:
-                raise UserError(f"{path}: no attribute '{attribute}'; known: {', '.join(known)}")
-            labelled = ((row["split"], row["file"], int(row[attribute])) for row in rows)
+            if attribute not in ATTRIBUTES:
+                known = ", ".join(ATTRIBUTES)
+                raise UserError(f"{path}: no attribute '{attribute}'; known: {known}")
+            labelled = (
+                Labelled(
+                    row["split"],
+                    row["file"],
+                    int(row[attribute]),
+                    tuple(int(row[name]) for name in ATTRIBUTES),
+                )
+                for row in table(archive)
+            )
             return splits(labelled, archive, self.shape[1])

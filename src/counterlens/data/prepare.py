@@ -50,6 +50,7 @@ def prepare(dataset: DatasetOptions, raw: Path, out: Path) -> DatasetCard:
     card = DatasetCard(
         name=chosen.name,
         classes=chosen.classes,
+        attributes=chosen.attributes,
         shape=chosen.shape,
         licence=chosen.licence,
         sources=tuple(
@@ -58,13 +59,14 @@ def prepare(dataset: DatasetOptions, raw: Path, out: Path) -> DatasetCard:
         splits={name: _check(chosen, name, splits[name]) for name in SPLITS},
     )
     for name in SPLITS:
-        files.save_tensors(out / f"{name}.safetensors", splits[name]._asdict())
+        tensors = {key: array for key, array in splits[name]._asdict().items() if array is not None}
+        files.save_tensors(out / f"{name}.safetensors", tensors)
     files.write_json(out / "dataset.json", card.model_dump(mode="json"))
     return card
 
 
 def _check(dataset: Dataset, name: str, split: Arrays) -> SplitRecord:
-    images, labels = split
+    images, labels, attributes = split
 
     def wrong(problem: str) -> UserError:
         return UserError(f"dataset {dataset.name}: {name} split: {problem}; correct its read()")
@@ -77,5 +79,10 @@ def _check(dataset: Dataset, name: str, split: Arrays) -> SplitRecord:
         raise wrong("has no images")
     if labels.min() < 0 or labels.max() >= len(dataset.classes):
         raise wrong(f"labels run from {labels.min()} to {labels.max()}, not 0 to K-1")
+    columns = 0 if attributes is None else attributes.shape[1]
+    if columns != len(dataset.attributes) or (
+        attributes is not None and (attributes.dtype != np.uint8 or len(attributes) != len(labels))
+    ):
+        raise wrong(f"attributes are not uint8 ({len(labels)}, {len(dataset.attributes)})")
     per_class = np.bincount(labels, minlength=len(dataset.classes))
     return SplitRecord(images=len(labels), per_class=tuple(per_class.tolist()))

@@ -28,7 +28,7 @@ PREVIEWED = 12
 def test_images(experiment: Experiment, label: int) -> ImageSet:
     """The first test images of a class, as many as are evaluated."""
     data = load_split(layout.prepared(experiment.dataset.name, "test"), [label])
-    return select(data, torch.arange(min(len(data), experiment.evaluation.images)))
+    return data.select(torch.arange(min(len(data), experiment.evaluation.images)))
 
 
 def queries(
@@ -56,15 +56,10 @@ def queries(
         if evaluation.queries == "predicted":
             wanted &= as_source
         chosen = torch.nonzero(wanted).flatten()[: evaluation.images]
-        data = select(data, torch.cat([errors[: evaluation.errors], chosen]))
-    data = select(data, torch.arange(min(len(data), most or len(data))))
+        data = data.select(torch.cat([errors[: evaluation.errors], chosen]))
+    data = data.select(torch.arange(min(len(data), most or len(data))))
     ends = [*(min(n * evaluation.shard_size, len(data)) for n in range(of)), len(data)]
-    return select(data, torch.arange(ends[number - 1], ends[number]))
-
-
-def select(data: ImageSet, index: Tensor) -> ImageSet:
-    """Some images of a set, in the order of `index`."""
-    return ImageSet(data.images[index], data.labels[index], data.index[index])
+    return data.select(torch.arange(ends[number - 1], ends[number]))
 
 
 def run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from counterlens.config import MetricOptions
 from counterlens.errors import UserError
 from counterlens.runtime import files
 
@@ -209,6 +210,18 @@ class MetricContext:
         ]
         return torch.cat(answers)
 
+    def flipped(self, cf: CounterfactualSet) -> np.ndarray:
+        """Which counterfactuals, bool (N,), reach the target class as 8-bit images."""
+        shown = quantise(cf.counterfactual).float() / 255
+        if not len(shown):
+            return np.zeros(0, bool)
+        return (self.probabilities(shown).argmax(1) == cf.target).numpy()
+
+    def counted(self, cf: CounterfactualSet, options: MetricOptions) -> np.ndarray:
+        """Which rows, bool (N,), a metric of these options counts."""
+        rows = np.ones(len(cf), bool) if options.errors else ~cf.errors()
+        return rows & self.flipped(cf) if options.flipped else rows
+
     def oracle(self, name: str) -> Any:
         """The loaded oracle `name`."""
         try:
@@ -218,18 +231,21 @@ class MetricContext:
                 f"oracle {name}: not loaded; name it under `oracles:` of the experiment"
             ) from None
 
-    def extractor(self, name: str) -> FeatureExtractor:
+    def extractor(self, name: str, standard: str = STANDARD_EXTRACTOR) -> FeatureExtractor:
         """The oracle `name` as a feature extractor.
 
+        Args:
+            standard: the id that the metric's standard name belongs to.
+
         Raises:
-            NotAvailable: its named weight cannot be had.
-            UserError: it is named `inception` and is not, or the reverse.
+            NotAvailable: its weights cannot be had.
+            UserError: it has the standard id and is not of that kind, or the reverse.
         """
         judge: FeatureExtractor = self.oracle(name)
-        if judge.standard != (name == STANDARD_EXTRACTOR):
+        if judge.standard != (name == standard):
             raise UserError(
-                f"oracle {name}: only an oracle of kind '{STANDARD_EXTRACTOR}' may have the id "
-                f"'{STANDARD_EXTRACTOR}', and it must, so that FID and KID keep their meaning"
+                f"oracle {name}: only an oracle of kind '{standard}' may have the id "
+                f"'{standard}', and it must, so that the metric's name keeps its meaning"
             )
         if judge.unavailable is not None:
             raise NotAvailable(judge.unavailable)
@@ -251,7 +267,7 @@ class MetricContext:
         return self._cached_features(extractor, self.reference(label), keep=True)
 
     def _cached_features(self, extractor: str, images: Tensor, keep: bool) -> Tensor:
-        judge = self.extractor(extractor)
+        judge: FeatureExtractor = self.oracle(extractor)
         content = hashlib.sha256(repr(tuple(images.shape)).encode())
         content.update(images.contiguous().numpy().tobytes())
         key = (extractor, content.hexdigest())
@@ -294,6 +310,14 @@ class Metric:
 
     def per_set(self, cf: CounterfactualSet) -> dict[str, float]:
         """Columns with one value for the whole set.
+
+        Raises:
+            NotAvailable: with the reason that the table prints.
+        """
+        return {}
+
+    def per_pair(self, sets: Sequence[CounterfactualSet]) -> dict[str, float]:
+        """Columns with one value for all directions of a pair together.
 
         Raises:
             NotAvailable: with the reason that the table prints.

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
 
 from counterlens.config import Column, MetricOptions
 from counterlens.errors import UserError
-from counterlens.metrics.base import CounterfactualSet, Metric
+from counterlens.metrics.base import CounterfactualSet, Metric, NotAvailable, require_query
 
 
 class Options(MetricOptions):
     """FID with the features of the oracle `extractor`.
 
-    Only the oracle `inception` gives the column `fid`; any other gives `fid_oracle`.
+    Only the oracle `inception` gives the column `fid`; any other gives `fid_oracle`. `against`:
+    each direction's counterfactuals and the training images of its target class, or the
+    counterfactuals of all directions of a pair and all their queries, as ACE does.
     """
 
     paired: ClassVar[bool] = False
 
     extractor: str = "inception"
+    against: Literal["training", "queries"] = "training"
 
     def columns(self) -> tuple[Column, ...]:
-        """`fid` or `fid_oracle`, one value per direction."""
+        """`fid` or `fid_oracle`, one value per direction or pair."""
         standard = self.extractor == "inception"
         return (
             Column(
                 name="fid" if standard else "fid_oracle",
                 label="FID" if standard else "FID-oracle",
                 direction="down",
-                per="set",
+                per="set" if self.against == "training" else "pair",
                 decimals=2,
             ),
         )
@@ -35,6 +42,18 @@ class Options(MetricOptions):
     def oracles(self) -> tuple[str, ...]:
         """The feature extractor."""
         return (self.extractor,)
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Between features (N, d) and (M, d), each of at least two images."""
+    from torch_fidelity.metric_fid import (
+        KEY_METRIC_FID,
+        fid_features_to_statistics,
+        fid_statistics_to_metric,
+    )
+
+    statistics = [fid_features_to_statistics(features) for features in (first, second)]
+    return float(fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID])
 
 
 class Fid(Metric):
@@ -52,12 +71,8 @@ class Fid(Metric):
             NotAvailable: the extractor's weights cannot be had.
             UserError: fewer than two images on one side.
         """
-        from torch_fidelity.metric_fid import (
-            KEY_METRIC_FID,
-            fid_features_to_statistics,
-            fid_statistics_to_metric,
-        )
-
+        if self.options.against != "training":
+            return {}
         extractor = self.options.extractor
         self.context.extractor(extractor)
         if len(cf) < 2:
@@ -72,7 +87,21 @@ class Fid(Metric):
                 f"training images of class {cf.target}, there are {len(real)}; remove the metric"
             )
         made = self.context.features(extractor, cf.counterfactual)
-        result = fid_statistics_to_metric(
-            fid_features_to_statistics(made), fid_features_to_statistics(real), verbose=False
-        )
-        return {self.options.columns()[0].name: result[KEY_METRIC_FID]}
+        return {self.options.columns()[0].name: frechet_distance(made, real)}
+
+    def per_pair(self, sets: Sequence[CounterfactualSet]) -> dict[str, float]:
+        """The one column that the options declare.
+
+        Raises:
+            NotAvailable: the extractor's weights cannot be had, or too few images count.
+        """
+        extractor = self.options.extractor
+        self.context.extractor(extractor)
+        if not all(cf.paired for cf in sets):
+            raise NotAvailable("compares with the queries, and these images have none")
+        real = torch.cat([self.context.features(extractor, require_query(cf)) for cf in sets])
+        chosen = [cf.counterfactual[self.context.counted(cf, self.options)] for cf in sets]
+        made = torch.cat([self.context.features(extractor, part) for part in chosen if len(part)])
+        if len(made) < 2:
+            raise NotAvailable("fewer than two counterfactuals count")
+        return {self.options.columns()[0].name: frechet_distance(made, real)}

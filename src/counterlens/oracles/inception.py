@@ -27,6 +27,7 @@ class Options(OracleOptions):
     """`batch_size` images of 299x299 per forward pass."""
 
     weights: ClassVar[tuple[str, ...]] = ("inception-v3-fid",)
+    trained: ClassVar[bool] = False
 
     batch_size: int = Field(default=32, gt=0)
 

@@ -29,6 +29,7 @@ class Options(OracleOptions):
     """`least_size`: smaller images are enlarged to it; `batch_size` pairs per forward pass."""
 
     weights: ClassVar[tuple[str, ...]] = ("squeezenet-1.1-imagenet",)
+    trained: ClassVar[bool] = False
 
     least_size: int = Field(default=64, ge=32)
     batch_size: int = Field(default=64, gt=0)

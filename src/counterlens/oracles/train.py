@@ -27,7 +27,7 @@ def run(experiment: Experiment, name: str, device: torch.device) -> None:
     if not isinstance(oracle, TrainedOracle):
         raise UserError(
             f"oracle {name}: kind '{oracle.options.kind}' is a pretrained network, there is "
-            f"nothing to train; fetch its weights: {', '.join(oracle.options.weights)}"
+            "nothing to train"
         )
     dataset = experiment.dataset.name
     checkpoint = Checkpoint(

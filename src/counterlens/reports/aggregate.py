@@ -117,6 +117,8 @@ class Results:
         if method == ORIGINAL_DATA and column in self.paired:
             return Cell("not defined")
         declared = self.columns[column]
+        if declared.per == "pair":
+            return self._pair_cell(method, declared, directions)
         found = [self.direction(method, direction) for direction in directions]
         reasons = [each.not_available[column] for each in found if column in each.not_available]
         if reasons:
@@ -130,6 +132,7 @@ class Results:
             images = sum(each.images for each in found)
             return Cell("ok", float(values.mean()) * declared.scale, images=images)
         values = np.concatenate([each.per_image[column].to_numpy(np.float64) for each in found])
+        values = values[np.isfinite(values)]  # NaN: the metric does not count the image
         low = high = None
         if interval:
             seed = derive_seed(
@@ -138,6 +141,24 @@ class Results:
             low, high = (bound * declared.scale for bound in mean_interval(values, seed=seed))
         mean = float(values.mean()) * declared.scale
         return Cell("ok", mean, low, high, images=int(values.size))
+
+    def _pair_cell(self, method: str, column: Column, directions: Sequence[Pair]) -> Cell:
+        """Mean over the pairs that the directions belong to."""
+        files_of = inputs.pair_files(self.experiment, method, directions)
+        read: list[dict[str, Any]] = [files.read_json(path) for path in files_of]
+        reasons = [
+            each["not_available"][column.name]
+            for each in read
+            if column.name in each["not_available"]
+        ]
+        if reasons:
+            return Cell("not available", reason=reasons[0])
+        for path, each in zip(files_of, read, strict=True):
+            if column.name not in each["per_pair"]:
+                raise UserError(f"{path}: lacks the column '{column.name}'; delete it and rerun")
+        mean = float(np.mean([each["per_pair"][column.name] for each in read]))
+        images = sum(int(each["images"][column.name]) for each in read)
+        return Cell("ok", mean * column.scale, images=images)
 
 
 def _has(direction: _Direction, column: str) -> bool:

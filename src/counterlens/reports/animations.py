@@ -250,7 +250,7 @@ def load_paths(
 
 
 def run(experiment: Experiment, method: str, pair: Pair) -> None:
-    """Stage `animations`: both directions of a pair.
+    """Stage `animations`: the directions of a pair.
 
     The first correct query of each direction stands in the folder itself, the others in
     `additional_samples`.
@@ -258,7 +258,7 @@ def run(experiment: Experiment, method: str, pair: Pair) -> None:
     folder = layout.animations(experiment.name, method, experiment.dataset.name, pair_name(pair))
     classes = experiment.dataset.classes
     folder.mkdir(parents=True, exist_ok=True)
-    for direction in (pair, (pair[1], pair[0])):
+    for direction in experiment.pair_directions(pair):
         source, target = direction
         main = True
         found = load_paths(experiment, method, direction)

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Experiment, Pair, Scale, load_experiment
+from counterlens.config import ORIGINAL_DATA, Experiment, Pair, Scale, load_experiment, pair_name
 from counterlens.reports import aggregate, inputs, page
 from counterlens.reports.aggregate import Results
 from counterlens.runtime import files
@@ -459,6 +459,12 @@ def commands(experiment: Experiment) -> list[dict[str, Any]]:
         which = [f"--source {source}", f"--target {target}"]
         lines.append(stage("original-data", *which))
         lines.append(stage("metrics", f"--method {ORIGINAL_DATA}", *which))
+    if experiment.pooled():
+        lines += [
+            stage("metrics", f"--method {method}", f"--pair {pair_name(pair)}")
+            for method in (*experiment.methods, ORIGINAL_DATA)
+            for pair in experiment.method_pairs(method)
+        ]
     lines.append(stage("report"))
     workflow = f"snakemake {layout.report(name).as_posix()} --cores 2 --config scale={scale}"
     return [

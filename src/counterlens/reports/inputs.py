@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Experiment, Figure, Pair, Table
+from counterlens.config import ORIGINAL_DATA, Experiment, Figure, Pair, Table, pair_name
 from counterlens.errors import UserError
 
 
@@ -32,7 +32,7 @@ def table_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
 
 def trained_oracles(experiment: Experiment) -> list[str]:
     """The oracles that a stage trains; the others only load pretrained weights."""
-    return [name for name, options in experiment.oracles.items() if not options.weights]
+    return [name for name, options in experiment.oracles.items() if options.trained]
 
 
 def cards(experiment: Experiment) -> list[Path]:
@@ -58,6 +58,17 @@ def metric_files(experiment: Experiment, method: str, directions: Iterable[Pair]
     """The metrics of a method on some directions, `.json` and `.parquet`."""
     stems = [layout.metrics(experiment.name, method, *direction) for direction in directions]
     return [stem.with_suffix(suffix) for stem in stems for suffix in (".json", ".parquet")]
+
+
+def pair_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The metrics of all pairs of which some directions are given, if any metric judges pairs."""
+    if not experiment.pooled():
+        return []
+    pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
+    return [
+        layout.pair_metrics(experiment.name, method, pair_name(pair)).with_suffix(".json")
+        for pair in pairs
+    ]
 
 
 def set_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
@@ -90,6 +101,7 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
             )
         for method in methods:
             paths += metric_files(experiment, method, directions)
+            paths += pair_files(experiment, method, directions)
         paths += cards(experiment)
     return paths
 
@@ -141,6 +153,7 @@ def report_inputs(experiment: Experiment) -> list[Path]:
         paths += set_files(experiment, method, experiment.directions(method))
     for method in (*experiment.methods, ORIGINAL_DATA):
         paths += metric_files(experiment, method, experiment.directions(method))
+        paths += pair_files(experiment, method, experiment.directions(method))
     return paths
 
 

@@ -1,12 +1,14 @@
-"""What both CelebA datasets share: images in a zip, of which one attribute is the label."""
+"""What the datasets share whose images lie in a zip, with a label and perhaps attributes each."""
 
 from __future__ import annotations
 
+import csv
 import io
 import zipfile
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,21 +62,43 @@ def read_images(
     return found
 
 
+class Labelled(NamedTuple):
+    """A picture of a zip: its split, its name there, its label and its attributes, 0 or 1."""
+
+    split: str
+    member: str
+    label: int
+    attributes: tuple[int, ...] = ()
+
+
+def table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
+    """The rows of the `labels.csv` in a zip.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    try:
+        with archive.open("labels.csv") as file:
+            return list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
+    except (KeyError, zipfile.BadZipFile, zlib.error, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{archive.filename}: labels.csv: {error}; delete the file") from None
+
+
 def splits(
-    rows: Iterable[tuple[str, str, int]],
-    archive: zipfile.ZipFile,
-    size: int,
-    crop: int | None = None,
+    rows: Iterable[Labelled], archive: zipfile.ZipFile, size: int, crop: int | None = None
 ) -> dict[str, Arrays]:
-    """Both splits from rows (split, member, label 0 or 1); other splits are left out."""
-    kept: dict[str, list[tuple[str, int]]] = {"train": [], "test": []}
-    for split, member, label in rows:
-        if split in kept:
-            kept[split].append((member, label))
+    """The splits `train` and `test` of the rows; others are left out."""
+    kept: dict[str, list[Labelled]] = {"train": [], "test": []}
+    for row in rows:
+        if row.split in kept:
+            kept[row.split].append(row)
     return {
         split: Arrays(
-            read_images(archive, [member for member, _ in found], size, crop),
-            np.array([label for _, label in found], np.int64),
+            read_images(archive, [row.member for row in found], size, crop),
+            np.array([row.label for row in found], np.int64),
+            np.array([row.attributes for row in found], np.uint8)
+            if found and found[0].attributes
+            else None,
         )
         for split, found in kept.items()
     }
