@@ -107,8 +107,9 @@ class ClassifierOptions(Options):
     """How a classifier is trained: AdamW, learning rate halved every `decay_every` epochs.
 
     `has_gap`: the logits are one linear layer on globally average-pooled features.
-    `max_shift`: training images are moved by up to that many pixels. `precision`: of training;
-    answers are always in float32.
+    `max_shift`: training images are moved by up to that many pixels. `flip`: half of them are
+    mirrored. `attribute_weight`: of a second loss in training, on the dataset's attributes, which
+    makes the features richer. `precision`: of training; answers are always in float32.
     """
 
     has_gap: ClassVar[bool] = False
@@ -119,6 +120,8 @@ class ClassifierOptions(Options):
     decay_every: int = Field(default=5, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_shift: int = Field(default=0, ge=0)
+    flip: bool = False
+    attribute_weight: float = Field(default=0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
@@ -611,6 +614,8 @@ def _check(path: Path, experiment: Experiment) -> None:
             fail("pairs", f"{list(pair)} is not two different class indices in 0..{classes - 1}")
     if len({frozenset(pair) for pair in experiment.pairs}) < len(experiment.pairs):
         fail("pairs", "a pair stands twice; pairs are unordered")
+    if experiment.classifier.attribute_weight and not experiment.dataset.attributes:
+        fail("classifier.attribute_weight", f"'{experiment.dataset.name}' has no attributes")
     for name, generator in experiment.generators.items():
         for needed in generator.requires():
             if needed not in experiment.generators:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens import __version__, layout
@@ -38,12 +38,24 @@ def fit(
     checkpoint: Checkpoint | None,
     name: str = "classifier",
 ) -> History:
-    """Train with cross-entropy; random shifts of up to `max_shift` pixels if asked for."""
+    """Train with cross-entropy, on shifted and mirrored images if asked for.
+
+    Where the attributes have a weight, a linear layer that is dropped afterwards reads them off
+    the embedding.
+    """
     devices.place(model, device).train()
     images = data.images.to(device)
     labels = data.labels.to(device)
+    reader = None
+    if options.attribute_weight and data.attributes is not None:
+        reader = nn.LazyLinear(data.attributes.shape[1]).to(device)
+        with torch.no_grad():
+            reader(model.eval().embedding(images[:2]))  # gives it its size
+        model.train()
+    attributes = None if data.attributes is None else data.attributes.to(device)
+    trained = nn.ModuleList([model] if reader is None else [model, reader])
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
+        trained.parameters(), lr=options.lr, weight_decay=options.weight_decay, fused=True
     )
     scheduler = step_decay(optimizer, options.decay_every)
 
@@ -52,19 +64,31 @@ def fit(
         torch.manual_seed(epoch_seed)
         shifts = generator(derive_seed(epoch_seed, "shift"))
         for index in batches(len(labels), options.batch_size, epoch_seed):
-            x, y = images[index.to(device)], labels[index.to(device)]
+            chosen = index.to(device)
+            x, y = images[chosen], labels[chosen]
             if options.max_shift:
                 x = shift(x, options.max_shift, shifts)
+            if options.flip:
+                mirrored = torch.rand(len(x), generator=shifts).to(device) < 0.5
+                x = torch.where(mirrored[:, None, None, None], x.flip(3), x)
             with devices.autocast(device, options.precision):
-                logits = model(x.contiguous(memory_format=torch.channels_last))
+                last_map = model.features(x.contiguous(memory_format=torch.channels_last))
+                logits = model.classify(last_map)
             loss = functional.cross_entropy(logits.float(), y)
+            if reader is not None and attributes is not None:
+                with devices.autocast(device, options.precision):
+                    read = reader(model.embed(last_map))
+                wrong = functional.binary_cross_entropy_with_logits(
+                    read.float(), attributes[chosen]
+                )
+                loss = loss + options.attribute_weight * wrong
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             accuracy = (logits.detach().argmax(dim=1) == y).float().mean()
             yield {"loss": loss.detach(), "accuracy": accuracy}
 
-    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    parts = {"model": trained, "optimizer": optimizer, "scheduler": scheduler}
     history = train(name, options.epochs, epoch_losses, parts, checkpoint, [scheduler])
     model.eval()
     return history
