@@ -268,12 +268,16 @@ class Stages:
     def figure(self, figure: Figure) -> Stage:
         """One figure: `figure_c3lt_5` for `c3lt-figure5`."""
         e = self.project.experiments[figure.experiment]
-        judged = figure.methods if figure.kind == "cout" else ()
+        judged = figure.methods if figure.kind in ("cout", "parameter") else ()
         return self.stage(
             f"figure_{stage_name(figure.name, 'figure')}",
             figure.name,
             deps=[
-                *(counterfactuals(e, name) for name in figure.methods),
+                *(
+                    counterfactuals(e, name)
+                    for name in figure.methods
+                    if figure.kind != "parameter"
+                ),
                 *(metrics(e, name) for name in judged),
                 *([layout.classifier(e.name)] if figure.kind == "tsne" else []),
             ],

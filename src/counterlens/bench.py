@@ -15,14 +15,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from counterlens import __version__, layout
 from counterlens.config import Experiment, Pair, pair_name
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.methods import base
+from counterlens.methods.ace import ACE
 from counterlens.methods.base import Method
 from counterlens.methods.c3lt import C3LT
+from counterlens.methods.cecas import CECAS
 from counterlens.methods.pgd import PGD
 from counterlens.runtime import device as devices
 from counterlens.runtime import files
@@ -155,7 +158,37 @@ def bare(method: Method, x: Tensor, target: Tensor) -> tuple[str, Run] | None:
                 torch.autograd.grad(classifier(leaf), leaf, ones)
 
         return f"{steps} x (forward and backward of the classifier)", gradient_passes
+    if isinstance(method, ACE | CECAS):
+        return _filter_passes(method, x)
     return None
+
+
+def _filter_passes(method: ACE | CECAS, x: Tensor) -> tuple[str, Run]:
+    """The passes of the diffusion model and the classifier: one attack of ACE, two of CECAS."""
+    through, options = method.attack.filter, method.options
+    network, classifier = through.network, method.task.classifier
+    attacks = 2 if isinstance(method, CECAS) else 1
+    leaf = x.detach().clone().requires_grad_(True)
+    ones = torch.ones_like(classifier(x))
+
+    def predict(v: Tensor, step: int) -> Tensor:
+        return network.predict(v, step)[0]
+
+    def passes() -> None:
+        for _ in range(attacks * options.iterations):
+            v = leaf
+            for level in reversed(through.levels):
+                if through.recompute:
+                    v = checkpoint(predict, v, level.step, use_reentrant=False)
+                else:
+                    v = predict(v, level.step)
+            torch.autograd.grad(classifier(v), leaf, ones)
+        with torch.inference_mode():
+            for level in reversed(through.levels):
+                predict(x, level.step)
+
+    words = f"{attacks * options.iterations} x {len(through.levels)} denoising steps, with gradient"
+    return words, passes
 
 
 def interleaved(

@@ -413,16 +413,24 @@ class Table(Model):
 
 
 class Figure(Model):
-    """A figure of a paper, drawn from the artifacts of one experiment."""
+    """A figure of a paper, drawn from the artifacts of one experiment.
+
+    `parameter` and `columns` belong to the kind `parameter`: metric columns drawn against one
+    option of the methods.
+    """
 
     name: Identifier
     title: str
     paper: str
-    kind: Literal["cout", "latent-change", "traversal", "gallery", "path", "tsne"]
+    kind: Literal[
+        "cout", "latent-change", "traversal", "gallery", "path", "tsne", "stages", "parameter"
+    ]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)
     directions: tuple[Pair, ...] = Field(min_length=1)
     images: int = 1
+    parameter: str = ""
+    columns: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 

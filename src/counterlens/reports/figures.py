@@ -35,6 +35,11 @@ SOURCE, TARGET, INK = "#b45309", "#0f766e", "#1b1b1f"
 CURVE_IMAGES = 7
 PATH_STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TSNE_IMAGES = 2000
+STAGES = {
+    "causal_explanation": "causal",
+    "pre_explanation": "pre-explanation",
+    "edit_mask": "edit mask",
+}
 
 
 def _load(
@@ -320,6 +325,91 @@ def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
     return canvas
 
 
+def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
+    """What a method makes on its way to a counterfactual, a row per query.
+
+    Below the counterfactual: what the classifier answers and how sure of the target class it is.
+    """
+    classes = experiment.dataset.classes
+    rows: list[list[tuple[str, str, np.ndarray]]] = []
+    for direction in figure.directions:
+        sets = {method: _load(experiment, method, direction) for method in figure.methods}
+        shared = set.intersection(
+            *(set(table["image"][table["label"] == direction[0]]) for _, table in sets.values())
+        )
+        for image in sorted(shared)[: figure.images]:
+            shown: list[tuple[str, str, np.ndarray]] = []
+            for method, (tensors, table) in sets.items():
+                row = int(np.flatnonzero(table["image"].to_numpy() == image)[0])
+                query, made = tensors["query"][row], tensors["counterfactual"][row]
+                if not shown:
+                    shown.append(("query", classes[direction[0]], query))
+                shown += [
+                    (f"{method}: {title}", "", tensors[key][row])
+                    for key, title in STAGES.items()
+                    if key in tensors
+                ]
+                said = classes[int(table["predicted_counterfactual"].iloc[row])]
+                sure = float(table["target_probability_counterfactual"].iloc[row])
+                shown.append((method, f"{said}, {sure:.2f}", made))
+                shown.append(("change", "", 1 - np.abs(made - query).clip(0, 1)))
+            rows.append(shown)
+    if not rows:
+        raise UserError(
+            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
+            "name fewer methods"
+        )
+    canvas = _canvas(1.25 * len(rows[0]), 1.45 * len(rows))
+    for axes_row, shown in zip(
+        canvas.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
+    ):
+        for axes, (title, text, image) in zip(axes_row, shown, strict=True):
+            _show(axes, image)
+            axes.set_xlabel(text, fontsize=8)
+            if shown is rows[0]:
+                axes.set_title(title.replace(": ", "\n"), fontsize=8)
+    return canvas
+
+
+def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
+    """Metric columns against one option of the methods, with 95 % bootstrap intervals."""
+    results = aggregate.Results(experiment)
+    points = sorted(
+        (float(getattr(experiment.methods[method], figure.parameter)), method)
+        for method in figure.methods
+    )
+    known = experiment.columns()
+    canvas = _canvas(3.6 * len(figure.columns), 3)
+    places = np.arange(len(points))
+    for axes, name in zip(
+        canvas.subplots(1, len(figure.columns), squeeze=False)[0], figure.columns, strict=True
+    ):
+        cells = [results.cell(method, name, figure.directions) for _, method in points]
+        missing = [cell.reason or cell.status for cell in cells if cell.value is None]
+        if missing:
+            raise UserError(f"config/figures/{figure.name}.yaml: {name}: {missing[0]}")
+        values = np.array([cell.value for cell in cells], dtype=np.float64)
+        bounds = np.array(
+            [
+                (value if cell.low is None else cell.low, value if cell.high is None else cell.high)
+                for cell, value in zip(cells, values, strict=True)
+            ]
+        )
+        axes.errorbar(
+            places,
+            values,
+            yerr=np.abs(bounds.T - values),
+            color=TARGET,
+            marker="o",
+            capsize=3,
+            lw=1.5,
+        )
+        axes.set_xticks(places, [f"{value:g}" for value, _ in points])
+        axes.set(xlabel=figure.parameter, ylabel=aggregate.header(known[name]))
+        axes.spines[["top", "right"]].set_visible(False)
+    return canvas
+
+
 DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "cout": draw_cout,
     "latent-change": draw_latent_change,
@@ -327,6 +417,8 @@ DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "gallery": draw_gallery,
     "path": draw_path,
     "tsne": draw_tsne,
+    "stages": draw_stages,
+    "parameter": draw_parameter,
 }
 
 

@@ -121,8 +121,9 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
                     f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
                     "'pairs' of the experiment"
                 )
-        paths += set_files(experiment, method, figure.directions)
-        if figure.kind == "cout":
+        if figure.kind != "parameter":
+            paths += set_files(experiment, method, figure.directions)
+        if figure.kind in ("cout", "parameter"):
             paths += metric_files(experiment, method, figure.directions)
     if figure.kind == "tsne":
         paths.append(embeddings(experiment))
