@@ -269,6 +269,7 @@ class Stages:
         """One figure: `figure_c3lt_5` for `c3lt-figure5`."""
         e = self.project.experiments[figure.experiment]
         judged = figure.methods if figure.kind in ("cout", "parameter") else ()
+        drawn = figure.methods if figure.kind != "parameter" else ()
         return self.stage(
             f"figure_{stage_name(figure.name, 'figure')}",
             figure.name,
