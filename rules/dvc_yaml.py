@@ -274,11 +274,7 @@ class Stages:
             f"figure_{stage_name(figure.name, 'figure')}",
             figure.name,
             deps=[
-                *(
-                    counterfactuals(e, name)
-                    for name in figure.methods
-                    if figure.kind != "parameter"
-                ),
+                *(counterfactuals(e, name) for name in drawn),
                 *(metrics(e, name) for name in judged),
                 *([layout.classifier(e.name)] if figure.kind == "tsne" else []),
             ],
