@@ -47,7 +47,7 @@ NOT_PLUGINS = {
     "generators": {"base", "train", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},
     "methods": {"base", "fit", "explain", "filtered_attack", "filtered_attack_options"},
-    "metrics": {"base", "compute", "bootstrap"},
+    "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }
 
 

@@ -188,6 +188,7 @@ class MetricContext:
         reference: training images of a class, (N, C, H, W) uint8.
         device: where the networks are.
         batch_size: images per forward pass.
+        class_names: of the dataset, by label.
         cache: folder for features kept between jobs; None keeps nothing.
     """
 
@@ -196,6 +197,7 @@ class MetricContext:
     reference: Callable[[int], Tensor] | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch_size: int = 2048
+    class_names: tuple[str, ...] = ()
     cache: Path | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 

@@ -48,6 +48,7 @@ def context_of(
             load_split(layout.prepared(dataset, "train"), [label]).images
         ),
         device=device,
+        class_names=experiment.dataset.classes,
         cache=FEATURES,
     )
 
