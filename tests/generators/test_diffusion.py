@@ -10,8 +10,10 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
+from counterlens.classifiers.base import Classifier
+from counterlens.generators.base import Training
 from counterlens.generators.ddpm import DDPM, Options
 from counterlens.generators.diffusion import (
     Diffusion,
@@ -23,6 +25,9 @@ from counterlens.generators.diffusion import (
 )
 from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import generator
+from counterlens.runtime.training import Checkpoint
+
+CPU = torch.device("cpu")
 
 
 def randomness(count: int, seed: int = 0) -> list[torch.Generator]:
@@ -196,6 +201,115 @@ def test_resampling_visits_every_level_again(network: DDPM) -> None:
     with mock.patch.object(network, "reverse", wraps=network.reverse) as calls:
         through.inpaint(x, x, none, randomness(2), resamplings=4)
     assert calls.call_count == 12
+
+
+# Training
+
+
+def training(**changes: Any) -> Training:
+    """Bright squares on the left or the right."""
+    images = 0.1 * torch.rand(40, 1, 12, 12, generator=generator(9))
+    images[::2, :, 3:9, 1:6] += 0.8
+    images[1::2, :, 3:9, 6:11] += 0.8
+    given: dict[str, Any] = {"classifier": Sides(), "generators": {}, "device": CPU, "seed": 4}
+    return Training(images, images[:20], **{**given, **changes})
+
+
+class Sides(Classifier):
+    """Which half is brighter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 2, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+    def embed(self, last_map: Tensor) -> Tensor:
+        return torch.stack([half.mean(dim=(1, 2, 3)) for half in last_map.chunk(2, dim=3)], dim=1)
+
+
+def small(**changes: Any) -> DDPM:
+    torch.manual_seed(0)
+    settings = {"channels": (8, 16), "steps": 100, "epochs": 4, "epoch_steps": 10, "lr": 3e-3}
+    settings |= {"warm_up": 5, "batch_size": 8, "ema": 0.9}
+    return DDPM(Options.model_validate({"kind": "ddpm", **settings, **changes}), (1, 12, 12))
+
+
+def test_training_lowers_the_loss_and_repeats() -> None:
+    histories, states = [], []
+    for _ in range(2):
+        model = small()
+        histories.append(model.fit(training()))
+        states.append(model.state_dict())
+    assert len(histories[0]) == 4 and histories[0] == histories[1]
+    assert histories[0][-1]["loss"] < 0.7 * histories[0][0]["loss"]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_a_killed_training_ends_the_same(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = small()
+    whole.fit(training())
+    stopped = small()
+    forward, calls = stopped.predict, 0
+
+    def fails_late(v: Tensor, step: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 25:
+            raise KeyboardInterrupt
+        return forward(v, step)
+
+    monkeypatch.setattr(stopped, "predict", fails_late)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(training(checkpoint=Checkpoint("a", [], seconds=0)))
+    resumed = small()
+    resumed.fit(training(checkpoint=Checkpoint("a", [], seconds=0)))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key])
+
+
+def test_quality_and_sheet() -> None:
+    model = small(filter_schedule=20, filter_steps=2)
+    model.fit(training())
+    found = model.quality(training())
+    assert set(found.gates()) == {"filter_class_kept"}
+    assert found.values["filter_class_kept"] > 0.9 and 0 < found.values["filter_l1"] < 0.2
+    sheet = model.sheet(training())
+    assert sheet.shape == (48, 1, 12, 12) and sheet.min() >= 0 and sheet.max() <= 1
+    assert torch.equal(sheet[:16], training().test_images[:16])
+    model.from_noise = False
+    assert len(model.sheet(training())) == 32
+
+
+def test_every_image_is_seen_before_any_again() -> None:
+    model = small(batch_size=8, epoch_steps=3)
+    seen = torch.cat([index for e in range(2) for index in model.epoch_batches(40, 1, e)])
+    assert sorted(seen[:40].tolist()) == list(range(40)) and len(seen) == 48
+    few = small(batch_size=8, epoch_steps=3)
+    assert {len(index) for index in few.epoch_batches(5, 1, 0)} == {5}
+
+
+def test_sides_that_do_not_halve_are_padded() -> None:
+    torch.manual_seed(0)
+    model = DDPM(Options(kind="ddpm", channels=(8, 8, 8), steps=50), (3, 10, 14))
+    noise, place = model.predict(torch.randn(2, 3, 10, 14), 7)
+    assert noise.shape == (2, 3, 10, 14) and place is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"channels": (12, 16)}, "multiples of 8"),
+        ({"filter_steps": 60}, "must not fall"),
+        ({"steps": 60, "filter_schedule": 80}, "must not fall"),
+    ],
+)
+def test_options_that_cannot_be(wrong: dict[str, Any], told: str) -> None:
+    reason = Options.model_validate({"kind": "ddpm", **wrong}).conflict({})
+    assert reason is not None and told in reason
 
 
 def test_noising_keeps_the_variance() -> None:

@@ -22,12 +22,24 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "dcgan": {"kind": "dcgan", "width": 4, "latent_dim": 8},
     "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", "width": 4, "latent_dim": 8},
     "vae": {"kind": "vae", "width": 4, "latent_dim": 8},
+    "ddpm": {"kind": "ddpm", "channels": (8, 8), "steps": 50},
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "lenet": {"kind": "lenet"},
     "gap-resnet": {"kind": "gap-resnet", "widths": (4, 8)},
 }
+FILTERED = {"schedule": 10, "steps": 2, "iterations": 4, "step_size": 0.05, "dilation": 3}
 METHODS: dict[str, dict[str, Any]] = {
+    "ace": FILTERED,
+    "cecas": {
+        **FILTERED,
+        "epochs": 2,
+        "epoch_steps": 5,
+        "batch_size": 8,
+        "auxiliary_epochs": 2,
+        "auxiliary_batch_size": 8,
+    },
+    "dime": {"schedule": 10, "steps": 3, "guidance": (1.0, 5.0)},
     "c3lt": {
         "generator": "dcgan",
         "encoder": "encoder",

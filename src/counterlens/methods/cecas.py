@@ -236,7 +236,10 @@ class CECAS(Method):
         return entropy(mean.mean(dim=0)) - entropy(mean).mean()
 
     def fit(self, data: ImageSet, checkpoint: Checkpoint | None = None) -> History:
-        """First the VAE on the embeddings of the training images, then the classifier of S."""
+        """First the VAE on the embeddings of the training images, then the classifier of S.
+
+        The losses are the VAE's; the card tells how well the classifier of S does.
+        """
         options, factors = self.options, self.factors
         torch.manual_seed(self.task.seed)
         for module in factors.modules():
@@ -277,9 +280,9 @@ class CECAS(Method):
         history = train("causal VAE", options.epochs, epoch_losses, parts, checkpoint)
         with torch.no_grad():
             self._relate(features)
-        auxiliary = self._fit_auxiliary(features, data.labels)
+        self.fit_auxiliary(features, data.labels)
         factors.eval()
-        return [*history, *auxiliary]
+        return history
 
     def _relate(self, features: Tensor) -> None:
         """What the two alternative definitions of S take from the classifier and from the VAE."""
@@ -295,7 +298,8 @@ class CECAS(Method):
             causal, spurious = mean.tensor_split([self.options.causal_dim], dim=1)
             factors.predicted.copy_(torch.linalg.lstsq(causal, spurious).solution)
 
-    def _fit_auxiliary(self, features: Tensor, labels: Tensor) -> History:
+    def fit_auxiliary(self, features: Tensor, labels: Tensor) -> History:
+        """Cross-entropy on the labels (N,), from S of the embeddings (N, d)."""
         options, factors = self.options, self.factors
         with torch.no_grad():
             spurious = factors.spurious(features)
