@@ -40,6 +40,7 @@ NOT_PLUGINS = {
         "idx",
         "medmnist",
         "celeba_attributes",
+        "image_folders",
         "zipped_images",
         "weights",
     },
