@@ -396,6 +396,22 @@ class Row(Model):
     label: str
 
 
+class Claim(Model):
+    """What a paper says of a table, to be checked with our numbers.
+
+    `columns`: the first of them that is available decides. `relation`: `highest` and `lowest` set
+    `method` against the others, `at-most` against `value`; `falls` says that no row of `against`,
+    in order, is above the one before it, `method` being the first.
+    """
+
+    text: str
+    columns: tuple[str, ...] = Field(min_length=1)
+    relation: Literal["highest", "lowest", "at-most", "falls"]
+    method: Identifier
+    against: tuple[Identifier, ...] = ()
+    value: float | None = None
+
+
 class Table(Model):
     """A numbered table of a paper: its rows, columns and published numbers.
 
@@ -409,6 +425,7 @@ class Table(Model):
     columns: tuple[str, ...] = Field(min_length=1)
     experiments: tuple[Identifier, ...] = Field(min_length=1)
     paper_values: dict[str, dict[str, dict[str, float]]] = {}
+    claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -736,8 +753,23 @@ def load_table(name: str) -> Table:
                 continue
             if variant:
                 content["experiments"] = variants[variant]
-            return _validate(path, "", Table, {**content, "name": name})
+            table = _validate(path, "", Table, {**content, "name": name})
+            _check_claims(path, table)
+            return table
     raise UserError(f"{folder}/{name}.yaml: no such table; known: {', '.join(table_names())}")
+
+
+def _check_claims(path: Path, table: Table) -> None:
+    rows = [row.method for row in table.rows]
+    for place, claim in enumerate(table.claims):
+        wrong = [name for name in (claim.method, *claim.against) if name not in rows]
+        wrong += [name for name in claim.columns if name not in table.columns]
+        if wrong:
+            raise UserError(
+                f"{path}: claims.{place}: '{wrong[0]}' is no row or column of the table"
+            )
+        if (claim.value is None) == (claim.relation == "at-most"):
+            raise UserError(f"{path}: claims.{place}: at-most, and only that, has a value")
 
 
 def table_names() -> list[str]:

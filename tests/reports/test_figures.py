@@ -17,6 +17,7 @@ from counterlens.reports import figures, inputs
 from counterlens.runtime import files
 
 Make = Callable[..., Any]
+KINDS = ["cout", "latent-change", "traversal", "gallery", "path", "tsne", "stages", "parameter"]
 
 
 class Cout(MetricOptions):
@@ -44,14 +45,21 @@ def figure(kind: str, **changes: object) -> Figure:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("kind", ["cout", "latent-change", "traversal", "gallery", "path", "tsne"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_figure_is_drawn_the_same_twice(make: Make, kind: str, channels: int) -> None:
     made = make(pairs=((4, 9),), channels=channels, mirror=kind in ("path", "tsne"))
     metrics = (*made.experiment.metrics, Cout(kind="cout"))
     experiment = made.experiment.model_copy(update={"metrics": metrics})
     methods = ["mirror-cfe"] if "mirror-cfe" in experiment.methods else ["c3lt"]
-    methods = ["c3lt", "pgd"] if kind == "gallery" else methods
-    chosen = figure(kind, methods=methods)
+    methods = ["c3lt", "pgd"] if kind in ("gallery", "stages", "parameter") else methods
+    if kind == "parameter":  # a number to draw against, here of two unlike methods
+        made.experiment.methods.update(
+            {
+                name: made.experiment.methods[name].model_copy(update={"images": images})
+                for name, images in (("c3lt", 4), ("pgd", 9))
+            }
+        )
+    chosen = figure(kind, methods=methods, parameter="images", columns=["cout", "validity"])
     path = layout.FIGURES / f"toy-{kind}.png"
     for stale in Path("results").rglob("*"):
         if stale.is_file() and stale not in inputs.figure_inputs(chosen, experiment):
@@ -64,6 +72,36 @@ def test_figure_is_drawn_the_same_twice(make: Make, kind: str, channels: int) ->
         assert min(picture.size) > 150
         assert not {"Software", "Date", "Creation Time"} & set(picture.info)
         assert np.asarray(picture.convert("L")).std() > 5
+
+
+def test_stages_are_shown_between_query_and_counterfactual(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(pairs=((4, 9),), errors=2)
+    stem = layout.counterfactuals("toy", "pgd", 4, 9)
+    tensors = files.load_tensors(stem.with_suffix(".safetensors"))
+    tensors["pre_explanation"] = 1 - tensors["query"]
+    tensors["edit_mask"] = (tensors["query"] > 0.5).astype(np.float32)
+    facts = files.read_metadata(stem.with_suffix(".safetensors"))
+    files.save_tensors(stem.with_suffix(".safetensors"), tensors, facts)
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(figures, "_show", lambda axes, image: seen.append(image))
+    chosen = figure("stages", methods=["pgd"], directions=[(4, 9)], images=1)
+    canvas = figures.draw_stages(chosen, made.experiment)
+    titles = [axes.get_title() for axes in canvas.axes]
+    assert titles == ["query", "pgd\npre-explanation", "pgd\nedit mask", "pgd", "change"]
+    # the first two queries are errors of the classifier
+    names = ("query", "pre_explanation", "edit_mask", "counterfactual")
+    for found, name in zip(seen, names, strict=False):  # the last picture is the change
+        np.testing.assert_array_equal(found, tensors[name][2])
+
+
+def test_a_parameter_needs_its_columns(make: Make) -> None:
+    made = make()
+    chosen = figure("parameter", methods=["pgd"], parameter="images", columns=["fid"])
+    made.experiment.methods["pgd"] = made.experiment.methods["pgd"].model_copy(update={"images": 3})
+    with pytest.raises(UserError, match="fid: weight inception"):
+        figures.write(chosen, made.experiment)
 
 
 def test_a_method_without_a_path_is_refused(make: Make) -> None:

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 
 from counterlens import layout
-from counterlens.config import Column, Row, Table, load_table, table_names
+from counterlens.config import Column, MetricOptions, Row, Table, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.reports import aggregate, inputs, tables, timing
 from counterlens.reports.aggregate import Cell
+from counterlens.runtime import files
 
 Make = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,106 @@ def test_unequal_directions_weigh_by_images_and_sets_by_direction(make: Make) ->
     assert built.entry("toy", "pgd", "im2").cell.value == pytest.approx(10 * 4 / 16)
     assert built.entry("toy", "pgd", "kid_oracle").cell.value == pytest.approx(30.0)
     assert built.entry("toy", "pgd", "kid_oracle").cell.low is None
+
+
+def test_images_that_a_metric_does_not_count_are_left_out(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    for direction in ((4, 9), (9, 4)):
+        path = layout.metrics("toy", "pgd", *direction).with_suffix(".parquet")
+        frame = pd.read_parquet(path)
+        frame.loc[:4, "cout"] = np.nan
+        frame.to_parquet(path)
+    built = tables.build(table(columns=["cout"]), {"toy": made.experiment})
+    cell = built.entry("toy", "pgd", "cout").cell
+    values = [made.values["pgd", d, "cout"][5:] for d in ((4, 9), (9, 4))]
+    assert cell.value == pytest.approx(np.concatenate(values).mean()) and cell.images == 18
+
+
+class Pooled(MetricOptions):
+    """Of all directions of a pair together."""
+
+    def columns(self) -> tuple[Column, ...]:
+        return (Column(name="cd", label="CD", direction="down", per="pair"),)
+
+
+def pooled(make: Make, missing: str | None = None) -> Any:
+    """The experiment with a metric of pairs: 1, 2 and 3 for c3lt, ten times as much for pgd."""
+    experiment = make().experiment
+    experiment = experiment.model_copy(update={"metrics": (*experiment.metrics, Pooled(kind="cd"))})
+    for method, factor in (("c3lt", 1), ("pgd", 10)):
+        for number, pair in enumerate(("3-8", "4-9", "5-6"), start=1):
+            absent = {"cd": missing} if missing and method == "pgd" and number == 2 else {}
+            files.write_json(
+                layout.pair_metrics("toy", method, pair).with_suffix(".json"),
+                {
+                    "per_pair": {} if absent else {"cd": factor * number},
+                    "images": {} if absent else {"cd": 20},
+                    "not_available": absent,
+                },
+            )
+    real = {"per_pair": {}, "images": {}, "not_available": {"cd": "no queries"}}
+    for pair in ("3-8", "4-9", "5-6"):
+        files.write_json(
+            layout.pair_metrics("toy", "original-data", pair).with_suffix(".json"), real
+        )
+    return experiment
+
+
+def test_columns_of_pairs_are_means_over_the_pairs(make: Make) -> None:
+    built = tables.build(table(columns=["cd"]), {"toy": pooled(make)})
+    cell = built.entry("toy", "pgd", "cd").cell
+    assert (cell.value, cell.images, cell.low) == (20, 60, None)
+    assert built.entry("toy", "c3lt", "cd").best
+    assert built.entry("toy", "original-data", "cd").cell.status == "not defined"
+
+
+def test_a_pair_without_a_number(make: Make) -> None:
+    built = tables.build(table(columns=["cd"]), {"toy": pooled(make, "nothing flips")})
+    cell = built.entry("toy", "pgd", "cd").cell
+    assert (cell.status, cell.reason) == ("not available", "nothing flips")
+
+
+CLAIM = {"columns": ["cd"], "method": "pgd", "text": "PGD is good"}
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"relation": "highest", "against": ["c3lt"]}, "held (CD: PGD 100% 20.000, C3LT_1 2.000)"),
+        ({"relation": "lowest", "against": ["c3lt"]}, "not held (CD: PGD 100% 20.000, C3LT"),
+        ({"relation": "at-most", "value": 20}, "held (CD: PGD 100% 20.000)"),
+        ({"relation": "at-most", "value": 19.9}, "not held (CD: PGD 100% 20.000)"),
+        ({"relation": "falls", "against": ["c3lt"]}, "held (CD: "),
+        ({"relation": "falls", "method": "c3lt", "against": ["pgd"]}, "not held (CD: C3LT_1"),
+        ({"relation": "lowest", "against": ["cem"]}, "not decided (CEM|x: not run)"),
+        ({"relation": "lowest", "against": ["c3lt"], "columns": ["fid", "cd"]}, "not held (CD: "),
+    ],
+)
+def test_claims_are_checked(make: Make, claim: dict[str, Any], told: str) -> None:
+    chosen = table(columns=["cd", "fid"], claims=[{**CLAIM, **claim}])
+    built = tables.build(chosen, {"toy": pooled(make)})
+    (line,) = [line for line in built.footer if line.startswith("Claim")]
+    assert line.startswith(f"Claim of the paper, toy: PGD is good: {told}") and line.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("claim", "told"),
+    [
+        ({"relation": "highest", "against": ["absent"]}, "'absent' is no row or column"),
+        ({"relation": "highest", "columns": ["absent"]}, "'absent' is no row or column"),
+        ({"relation": "at-most"}, "has a value"),
+        ({"relation": "lowest", "value": 1}, "has a value"),
+    ],
+)
+def test_a_claim_that_cannot_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: dict[str, Any], told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = table(columns=["cd"], claims=[{**CLAIM, **claim}]).model_dump(mode="json")
+    content.pop("name")
+    files.write_text(Path("config/tables/toy.yaml"), json.dumps(content))
+    with pytest.raises(UserError, match=f"toy.yaml: claims.0: .*{told}"):
+        load_table("toy")
 
 
 def test_rows_share_directions(make: Make) -> None:

@@ -11,13 +11,22 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import Column, Experiment, Scale, Table, load_experiment, load_table
+from counterlens.config import (
+    Claim,
+    Column,
+    Experiment,
+    Scale,
+    Table,
+    load_experiment,
+    load_table,
+)
 from counterlens.reports import aggregate, inputs, page
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.runtime import files
@@ -131,6 +140,9 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
         footer.append(_how_made(table, experiment, images, directions))
         footer += _failed_gates(experiment)
         footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
+    footer += [
+        claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
+    ]
     footer += [f"Not available: {', '.join(w)}: {reason}." for reason, w in reasons.items()]
     footer.append(
         "In brackets: 95 % percentile bootstrap interval over images (2000 resamples). "
@@ -139,6 +151,34 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     )
     footer += table.notes
     return Built(table, tuple(entries), declared, tuple(footer))
+
+
+def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> str:
+    """Whether our numbers bear a claim out, with these numbers."""
+    found = {(e.method, e.column.name): e for e in entries if e.experiment == experiment}
+    methods = (claim.method, *claim.against)
+    start = f"Claim of the paper, {experiment}: {claim.text}"
+    cells: list[Entry] = []
+    values: list[float] = []
+    for column in claim.columns:
+        cells = [found[method, column] for method in methods]
+        values = [entry.cell.value for entry in cells if entry.cell.value is not None]
+        if len(values) == len(cells):
+            break
+    else:
+        missing = [f"{e.label}: {e.cell.status}" for e in cells if e.cell.value is None]
+        return f"{start}: not decided ({', '.join(missing)})."
+    held = {
+        "highest": lambda: values[0] > max(values[1:]),
+        "lowest": lambda: values[0] < min(values[1:]),
+        "at-most": lambda: claim.value is not None and values[0] <= claim.value,
+        "falls": lambda: all(after <= before for before, after in pairwise(values)),
+    }[claim.relation]()
+    numbers = ", ".join(
+        f"{entry.label} {aggregate.number(value, entry.column.decimals)}"
+        for entry, value in zip(cells, values, strict=True)
+    )
+    return f"{start}: {'held' if held else 'not held'} ({cells[0].column.label}: {numbers})."
 
 
 def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Column, ...]:
