@@ -93,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--generator", required=True)
     found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
+    found = with_experiment(stage("export", export, "a diffusion model in diffusers' format"))
+    found.add_argument("--generator", required=True)
+    found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
+
     found = with_device(with_experiment(stage("fit", fit, "train a method")))
     found.add_argument("--method", required=True)
     found.add_argument("--scope", required=True, help="a pair such as 4-9, or 'all-pairs'")
@@ -215,6 +219,13 @@ def generator(arguments: Arguments) -> None:
     from counterlens.generators import train
 
     train.run(chosen, arguments.generator, arguments.scope, where)
+
+
+def export(arguments: Arguments) -> None:
+    chosen = experiment(arguments)
+    from counterlens.generators import export
+
+    export.run(chosen, arguments.generator, arguments.scope)
 
 
 def fit(arguments: Arguments) -> None:

@@ -45,7 +45,7 @@ NOT_PLUGINS = {
         "weights",
     },
     "classifiers": {"base", "train"},
-    "generators": {"base", "train", "diffusion", "diffusion_options"},
+    "generators": {"base", "train", "export", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},
     "methods": {"base", "fit", "explain", "filtered_attack", "filtered_attack_options"},
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},

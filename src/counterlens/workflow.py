@@ -31,6 +31,7 @@ from counterlens.config import (
     table_names,
 )
 from counterlens.errors import UserError
+from counterlens.generators.diffusion_options import DiffusionOptions
 from counterlens.reports import inputs
 
 PACKAGE = plugins.PACKAGE
@@ -154,6 +155,15 @@ class Workflow:
             name for name, e in self.experiments.items() if (e.evaluation.shards > 1) == wanted
         )
 
+    def diffusion_models(self) -> str:
+        """A pattern of every generator that is a diffusion model."""
+        return any_of(
+            name
+            for e in self.experiments.values()
+            for name, options in e.generators.items()
+            if isinstance(options, DiffusionOptions)
+        )
+
     def any_figure(self) -> str:
         """A pattern of every figure."""
         return any_of(self.figures)
@@ -193,10 +203,19 @@ class Workflow:
     def generators(self, experiment: str, names: Iterable[str] | None = None) -> list[str]:
         """Every trained generator of an experiment, or some of them."""
         e = self.experiments[experiment]
-        return [
-            str(layout.generator(experiment, name, scope) / "model.safetensors")
-            for name in (e.generators if names is None else names)
+        chosen = e.generators if names is None else names
+        folders = [
+            (name, layout.generator(experiment, name, scope))
+            for name in chosen
             for scope in e.scopes(name)
+        ]
+        return [
+            *(str(folder / "model.safetensors") for _, folder in folders),
+            *(
+                str(folder / "diffusers/model_index.json")
+                for name, folder in folders
+                if isinstance(e.generators[name], DiffusionOptions)
+            ),
         ]
 
     def oracles(self, experiment: str) -> list[str]:
@@ -418,6 +437,12 @@ class Workflow:
         needed = e.required_generators((wildcards.generator,))
         kinds = [("generators", e.generators[name].kind) for name in needed]
         return self.stage_code("generators/train", *kinds, ("classifiers", e.classifier.kind))
+
+    def export_code(self, wildcards: Any) -> list[str]:
+        """Code of `export`."""
+        e = self.experiments[wildcards.experiment]
+        kind = e.generators[wildcards.generator].kind
+        return self.stage_code("generators/export", ("generators", kind))
 
     def method_code(self, module: str, wildcards: Any) -> list[str]:
         """Code of `fit` and `explain`: the method's own file, and what it runs on."""

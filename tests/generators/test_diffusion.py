@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from counterlens import layout
 from counterlens.classifiers.base import Classifier
+from counterlens.errors import UserError
+from counterlens.generators import export
 from counterlens.generators.base import Training
 from counterlens.generators.ddpm import DDPM, Options
 from counterlens.generators.diffusion import (
@@ -25,7 +30,7 @@ from counterlens.generators.diffusion import (
 )
 from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import generator
-from counterlens.runtime.training import Checkpoint
+from counterlens.runtime.training import Checkpoint, save_model
 
 CPU = torch.device("cpu")
 
@@ -310,6 +315,31 @@ def test_sides_that_do_not_halve_are_padded() -> None:
 def test_options_that_cannot_be(wrong: dict[str, Any], told: str) -> None:
     reason = Options.model_validate({"kind": "ddpm", **wrong}).conflict({})
     assert reason is not None and told in reason
+
+
+def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = small()
+    folder = layout.generator("toy", "ddpm", "all-classes")
+    save_model(folder / "model.safetensors", model)
+    experiment: Any = SimpleNamespace(name="toy")
+    monkeypatch.setattr(export.base, "create", lambda *_: small())
+    written = []
+    for _ in range(2):
+        export.run(experiment, "ddpm", "all-classes")
+        written.append([(folder / "diffusers" / file).read_bytes() for file in export.FILES])
+    assert written[0] == written[1]
+    pipeline = DDPMPipeline.from_pretrained(folder / "diffusers")
+    assert pipeline.scheduler.config.variance_type == "fixed_large"
+    torch.testing.assert_close(
+        pipeline.scheduler.alphas_cumprod, model.alpha_bar.float(), atol=1e-6, rtol=1e-5
+    )
+    v = torch.randn(2, 1, 12, 12)
+    with torch.inference_mode():
+        torch.testing.assert_close(pipeline.unet(v, 30).sample, model.predict(v, 30)[0])
+    monkeypatch.setattr(export.base, "create", lambda *_: nn.Identity())
+    with pytest.raises(UserError, match="only a diffusion model"):
+        export.run(experiment, "ddpm", "all-classes")
 
 
 def test_noising_keeps_the_variance() -> None:

@@ -1,0 +1,56 @@
+"""Stage `export`: a diffusion model as a folder that diffusers' `DDPMPipeline` reads."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import torch
+
+from counterlens import layout
+from counterlens.config import Experiment
+from counterlens.errors import UserError
+from counterlens.generators import base
+from counterlens.runtime.training import load_model
+
+FILES = (
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "scheduler/scheduler_config.json",
+    "model_index.json",
+)
+
+
+def run(experiment: Experiment, name: str, scope: str) -> None:
+    """Write `diffusers/` beside the trained generator; equal models give equal files.
+
+    Raises:
+        UserError: the generator is no diffusion model.
+    """
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    from counterlens.generators.diffusion import Diffusion
+
+    model = base.create(experiment, name)
+    if not isinstance(model, Diffusion):
+        raise UserError(f"--generator {name}: only a diffusion model can be exported")
+    load_model(base.model_file(experiment, name, scope), model)
+    unet, steps = model.unet, len(model.alpha_bar)
+    assert isinstance(unet, UNet2DModel)
+    learned = unet.conv_out.out_channels > model.shape[0]
+    scheduler = DDPMScheduler(
+        num_train_timesteps=steps,
+        beta_start=0.1 / steps,
+        beta_end=20 / steps,
+        variance_type="learned_range" if learned else "fixed_large",
+    )
+    target = layout.generator(experiment.name, name, scope) / "diffusers"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".diffusers-") as made:
+        with torch.no_grad():
+            DDPMPipeline(unet, scheduler).save_pretrained(made)
+        for file in FILES:
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (Path(made) / file).replace(target / file)
