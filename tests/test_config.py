@@ -621,3 +621,56 @@ def test_validation_does_not_import_torch(root: Path) -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Methods that build on others
+
+
+FILTERED = {"schedule": 20, "steps": 2}
+
+
+def with_cecas(**changes: Any) -> Change:
+    """The experiment with a diffusion model, ACE and a CECAS that uses its pre-explanations."""
+
+    def change(e: dict[str, Any]) -> None:
+        e["generators"]["ddpm"] = {"kind": "ddpm", "steps": 100}
+        e["methods"]["ace"] = {"kind": "ace", **FILTERED, **changes.get("ace", {})}
+        cecas = {"kind": "cecas", **FILTERED, "pre_explanation": "ace"}
+        e["methods"]["cecas"] = {**cecas, **changes.get("cecas", {})}
+
+    return change
+
+
+def test_a_method_may_build_on_another(write) -> None:
+    write(changed(with_cecas()))
+    assert load_experiment("tiny", "published").methods["cecas"].builds_on() == "ace"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"cecas": {"pre_explanation": "pgd"}}, "which is of kind 'pgd', not 'ace'"),
+        ({"cecas": {"pre_explanation": "none"}}, "'none', which is no method; defined: "),
+        ({"cecas": {"iterations": 8}}, "which attacks with other values of iterations"),
+        ({"ace": {"images": 3}}, "which explains only 3 images"),
+        ({"cecas": {"pre_explanation": "cecas"}}, "which builds on another method itself"),
+        ({"ace": {"dilation": 4}}, "dilation is 4, must be odd"),
+        ({"ace": {"ddpm": "vae"}}, "'vae' is no diffusion model"),
+        ({"ace": {"steps": 30}}, "must not fall in this order"),
+    ],
+)
+def test_a_method_that_cannot_build_on_another(write, changes: dict[str, Any], told: str) -> None:
+    message = error_of(write, changed(with_cecas(**changes)))
+    assert told in message and "methods." in message
+
+
+def test_attributes_that_the_dataset_lacks(write) -> None:
+    message = error_of(write, changed(lambda e: e["classifier"].update(attribute_weight=1)))
+    assert "classifier.attribute_weight: 'digits' has no attributes" in message
+
+
+def test_one_direction_of_each_pair(write) -> None:
+    write(changed(lambda e: e["evaluation"].update(directions="forward")))
+    e = load_experiment("tiny", "published")
+    assert e.directions("pgd") == e.method_pairs("pgd")
+    assert e.pair_directions((4, 9)) == ((4, 9),)

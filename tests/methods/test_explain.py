@@ -370,6 +370,38 @@ def test_queries_are_limited_and_cut_into_shards(experiment: Experiment) -> None
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 
 
+def test_a_method_may_explain_fewer(experiment: Experiment) -> None:
+    whole = explain.queries(experiment, 4, 9)
+    few = explain.queries(experiment, 4, 9, most=7)
+    assert torch.equal(few.index, whole.index[:7]) and torch.equal(few.images, whole.images[:7])
+    sharded = evaluated(experiment, images=25, shard_size=10)
+    parts = [explain.queries(sharded, 4, 9, number, 3, most=12) for number in (1, 2, 3)]
+    assert [len(part) for part in parts] == [10, 2, 0]
+
+
+def test_a_method_gets_what_the_one_before_it_made(experiment: Experiment) -> None:
+    data = explain.queries(experiment, 4, 9)
+    place = layout.counterfactuals("tiny", "earlier", 4, 9)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    made = {
+        "counterfactual": 1 - data.images[order].numpy(),
+        "pre_explanation": data.images[order].numpy() / 2,
+        "path": np.zeros((3, 2), np.float32),
+    }
+    files.save_tensors(place.with_suffix(".safetensors"), made)
+    table = pd.DataFrame({"image": data.index[order].numpy()})
+    files.write_parquet(place.with_suffix(".parquet"), table)
+    assert explain.earlier_explanation(experiment, None, 4, 9, data) is None
+    few = data.select(torch.tensor([5, 0, 2]))
+    found = explain.earlier_explanation(experiment, "earlier", 4, 9, few)
+    assert found is not None and set(found) == {"counterfactual", "pre_explanation"}
+    assert torch.equal(found["counterfactual"], 1 - few.images)
+    assert torch.equal(found["pre_explanation"], few.images / 2)
+    files.write_parquet(place.with_suffix(".parquet"), table.assign(image=table["image"] + 10_000))
+    with pytest.raises(UserError, match=r"4_to_9\.safetensors: lacks 3 of the queries"):
+        explain.earlier_explanation(experiment, "earlier", 4, 9, few)
+
+
 @pytest.fixture
 def said(experiment: Experiment) -> np.ndarray:
     """Answers of the classifier that are written for it: every fifth of a class is of the other."""
