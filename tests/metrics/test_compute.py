@@ -458,3 +458,45 @@ def test_options_of_every_metric_are_known_without_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_stage_of_a_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bright, pixel_extractor, random_set
+) -> None:
+    """Both directions are read, or the one that is run; only what judges pairs is loaded."""
+    monkeypatch.chdir(tmp_path)
+    sets = {(0, 1): random_set(12), (1, 0): random_set(9, seed=4)}
+    for (source, target), cf in sets.items():
+        stem = layout.counterfactuals("tiny", "hand", source, target)
+        tensors = {"query": cf.query.numpy(), "counterfactual": cf.counterfactual.numpy()}
+        facts = {"experiment": "tiny", "method": "hand"}
+        facts |= {"source": str(source), "target": str(target)}
+        files.save_tensors(stem.with_suffix(".safetensors"), tensors, facts)
+        files.write_parquet(stem.with_suffix(".parquet"), cf.table)
+    experiment = SimpleNamespace(
+        name="tiny",
+        dataset=SimpleNamespace(name="toy", classes=("dark", "bright")),
+        metrics=[options_of(kind) for kind in CONFIGURED],
+        pair_directions=lambda pair: (pair, pair[::-1]),
+    )
+    loaded: list[str] = []
+    oracles = {"attributes": FirstPixels(), "pixels": pixel_extractor()}
+
+    def load_oracle(experiment: object, name: str, device: torch.device) -> object:
+        loaded.append(name)
+        return oracles[name]
+
+    monkeypatch.setattr(compute.classifiers, "load", lambda experiment, device: bright)
+    monkeypatch.setattr(compute.oracles, "load", load_oracle)
+    written = []
+    path = layout.pair_metrics("tiny", "hand", "0-1").with_suffix(".json")
+    for _ in range(2):
+        compute.compute_pair(experiment, "hand", (0, 1), torch.device("cpu"))  # type: ignore[arg-type]
+        written.append(path.read_bytes())
+    assert written[0] == written[1] and set(loaded) == {"attributes", "pixels"}
+    summary = files.read_json(path)
+    assert summary["pair"] == [0, 1] and set(summary["per_pair"]) == {"cd_oracle", "sfid_oracle"}
+    both = summary["images"]["cd_oracle"]
+    experiment.pair_directions = lambda pair: (pair,)
+    compute.compute_pair(experiment, "hand", (0, 1), torch.device("cpu"))  # type: ignore[arg-type]
+    assert 0 < files.read_json(path)["images"]["cd_oracle"] < both
