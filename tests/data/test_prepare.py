@@ -188,6 +188,50 @@ def test_reader_that_breaks_its_promise(tmp_path, monkeypatch, images, labels, p
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def described(monkeypatch):
+    """The digits with two attributes, and the way to make `read` give them."""
+    monkeypatch.setattr(Options, "attributes", ("even", "round"))
+
+    def give(attributes):
+        split = Arrays(np.zeros((4, 1, 28, 28), np.uint8), np.arange(4), attributes)
+        monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": split, "test": split})
+
+    return give
+
+
+def test_attributes_stay_in_step_with_the_images(tmp_path, described):
+    known = np.array([[1, 1], [0, 0], [1, 0], [0, 1]], np.uint8)
+    described(known)
+    assert prepare(DIGITS, tmp_path, tmp_path / "out").attributes == ("even", "round")
+    path = tmp_path / "out" / "test.safetensors"
+    assert files.load_tensors(path)["attributes"].dtype == np.uint8
+    some = load_split(path, classes=[3, 1])
+    assert some.index.tolist() == [1, 3]
+    assert some.attributes is not None and some.attributes.tolist() == known[[1, 3]].tolist()
+    chosen = some.select(some.labels == 3).attributes
+    assert chosen is not None and chosen.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "problem"),
+    [
+        (None, r"uint8 \(4, 0\), not uint8 \(4, 2\)"),
+        (np.zeros((4, 3), np.uint8), r"uint8 \(4, 3\), not"),
+        (np.zeros((3, 2), np.uint8), r"uint8 \(3, 2\), not"),
+        (np.zeros(4, np.uint8), r"uint8 \(4,\), not"),
+        (np.zeros((4, 2), bool), r"bool \(4, 2\), not"),
+        (np.full((4, 2), 255, np.uint8), "255, not to 1"),
+    ],
+    ids=["none", "one more", "too few rows", "flat", "bool", "not 0 or 1"],
+)
+def test_attributes_that_break_the_promise(tmp_path, described, attributes, problem):
+    described(attributes)
+    with pytest.raises(UserError, match=f"dataset digits: train split: attributes .*{problem}"):
+        prepare(DIGITS, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 COUNTS = {
     "mnist": (
         [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],

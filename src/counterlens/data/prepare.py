@@ -23,8 +23,8 @@ from counterlens.runtime import files
 def prepare(dataset: DatasetOptions, raw: Path, out: Path) -> DatasetCard:
     """Read a dataset's raw files, check them and write its two splits and its card.
 
-    Equal raw files give equal bytes. The tensors are `images` uint8 (N, C, H, W) and `labels`
-    int64 (N,), in the dataset's own order.
+    Equal raw files give equal bytes. The tensors are `images` uint8 (N, C, H, W), `labels`
+    int64 (N,) and, where the dataset names any, `attributes` uint8 (N, A), in its own order.
 
     Args:
         dataset: the dataset.
@@ -79,10 +79,11 @@ def _check(dataset: Dataset, name: str, split: Arrays) -> SplitRecord:
         raise wrong("has no images")
     if labels.min() < 0 or labels.max() >= len(dataset.classes):
         raise wrong(f"labels run from {labels.min()} to {labels.max()}, not 0 to K-1")
-    columns = 0 if attributes is None else attributes.shape[1]
-    if columns != len(dataset.attributes) or (
-        attributes is not None and (attributes.dtype != np.uint8 or len(attributes) != len(labels))
-    ):
-        raise wrong(f"attributes are not uint8 ({len(labels)}, {len(dataset.attributes)})")
+    known = np.empty((len(labels), 0), np.uint8) if attributes is None else attributes
+    named = (len(labels), len(dataset.attributes))
+    if known.dtype != np.uint8 or known.shape != named:
+        raise wrong(f"attributes are {known.dtype} {known.shape}, not uint8 {named}")
+    if known.max(initial=0) > 1:
+        raise wrong(f"attributes run to {known.max()}, not to 1")
     per_class = np.bincount(labels, minlength=len(dataset.classes))
     return SplitRecord(images=len(labels), per_class=tuple(per_class.tolist()))
