@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from pathlib import Path
@@ -15,6 +16,7 @@ from counterlens.data.base import load_split
 from counterlens.data.celeba_attributes import ATTRIBUTES
 from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
+from counterlens.runtime import files
 
 
 def save(path: Path, width: int, height: int, brightness: int, mode: str = "RGB") -> None:
@@ -64,8 +66,8 @@ def test_two_classes_of_imagenet(imagenet: Path) -> None:
 
 
 def test_a_class_that_imagenet_lacks(imagenet: Path) -> None:
-    with pytest.raises(UserError, match=r"train/n1 is missing; needed are train/n02123394"):
-        prepared(imagenet, "imagenet", "wnids=[n02123394, n1]", "names=[cat, other]")
+    with pytest.raises(UserError, match=r"train/n02124076 is missing; needed are train/n021233"):
+        prepared(imagenet, "imagenet", "wnids=[n02123394, n02124076]", "names=[cat, other]")
     for file in (imagenet / "val/n02124075").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="val/n02124075: has no pictures"):
@@ -83,9 +85,31 @@ def test_a_damaged_picture(imagenet: Path) -> None:
 @pytest.mark.parametrize("names", ["[cat]", "[cat, dog, ship]"])
 def test_as_many_names_as_ids(names: str) -> None:
     with pytest.raises(UserError, match="names"):
-        dataset_options("imagenet", ["wnids=[n1, n2]", f"names={names}"])
-    with pytest.raises(UserError, match="without repetition"):
-        dataset_options("imagenet", ["wnids=[n1, n1]", "names=[cat, dog]"])
+        dataset_options("imagenet", [PAIR[0], f"names={names}"])
+
+
+@pytest.mark.parametrize(
+    ("wnids", "told"), [("[n02123394, n02123394]", "without repetition"), ("[a/b, cat]", "wnids")]
+)
+def test_ids_of_wordnet_that_differ(wnids: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        dataset_options("imagenet", [f"wnids={wnids}", "names=[cat, dog]"])
+
+
+def test_the_card_records_what_was_read(imagenet: Path) -> None:
+    names = [
+        f"{split}/{wnid}/{wnid}_{place}{'.JPEG' if place else '.png'}"
+        for split in ("train", "val")
+        for wnid in ("n02123394", "n02124075")
+        for place in range(3)
+    ]
+    listing = "".join(f"{files.sha256(imagenet / name)}  {name}\n" for name in names)
+    (record,) = prepared(imagenet, "imagenet", *PAIR, "size=32")[0].sources
+    assert record.file == "12 pictures"
+    assert record.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+    save(imagenet / names[-1], 40, 40, 99)
+    (other,) = prepared(imagenet, "imagenet", *PAIR, "size=32")[0].sources
+    assert other.sha256 != record.sha256
 
 
 # CelebA-HQ
@@ -125,8 +149,15 @@ def test_celeba_hq_has_celeba_s_split_and_attributes(celeba_hq: Path) -> None:
 def test_another_attribute_of_celeba_hq(celeba_hq: Path) -> None:
     card, data = prepared(celeba_hq, "celeba-hq", "size=32", "attribute=Young")
     assert card.name == "celeba-hq-young-32" and data["train"].labels.tolist() == [1, 1]
-    with pytest.raises(UserError, match="'Old' is unknown; known: 5_o_Clock_Shadow"):
-        prepared(celeba_hq, "celeba-hq", "attribute=Old")
+
+
+def test_the_card_of_celeba_hq_records_its_lists(celeba_hq: Path) -> None:
+    card, _ = prepared(celeba_hq, "celeba-hq", "size=32")
+    *lists, pictures = card.sources
+    assert pictures.file == "3 pictures"  # of the two splits that are used
+    assert {record.file: record.sha256 for record in lists} == {
+        path.name: files.sha256(path) for path in celeba_hq.glob("*.txt")
+    }
 
 
 def test_lists_of_celeba_hq_that_do_not_fit(celeba_hq: Path) -> None:
@@ -134,9 +165,31 @@ def test_lists_of_celeba_hq_that_do_not_fit(celeba_hq: Path) -> None:
         lines.write("4  8  000009.jpg\n")
     with pytest.raises(UserError, match=r"4\.jpg \(000009\.jpg\) stands in no other list"):
         prepared(celeba_hq, "celeba-hq")
-    (celeba_hq / "CelebAMask-HQ-attribute-anno.txt").write_text("4\nSmiling\n")
-    with pytest.raises(UserError, match="its columns are not CelebA's"):
+
+
+HEADER = " ".join(ATTRIBUTES)
+DAMAGED_LISTS = {
+    "empty": ("CelebAMask-HQ-attribute-anno.txt", "", "its columns are not CelebA's"),
+    "columns": ("CelebAMask-HQ-attribute-anno.txt", "4\nSmiling\n", "its columns are not CelebA's"),
+    "short row": ("CelebAMask-HQ-attribute-anno.txt", f"1\n{HEADER}\n0.jpg 1", r"0\.jpg: not 40"),
+    "values": (
+        "CelebAMask-HQ-attribute-anno.txt",
+        f"1\n{HEADER}\n0.jpg{' x' * 40}",
+        "not 40 times",
+    ),
+    "bytes": ("CelebAMask-HQ-attribute-anno.txt", "\udcff", "can't decode byte 0xff"),
+    "split": ("list_eval_partition.txt", "000007.jpg 3", r"'000007\.jpg 3': not a picture and 0"),
+    "no split": ("list_eval_partition.txt", "000007.jpg", "not a picture and 0"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_LISTS)
+def test_damaged_lists_of_celeba_hq(celeba_hq: Path, damage: str) -> None:
+    file, content, told = DAMAGED_LISTS[damage]
+    (celeba_hq / file).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=rf"{file}: .*{told}|{file}: {told}") as caught:
         prepared(celeba_hq, "celeba-hq")
+    assert "\n" not in str(caught.value)
 
 
 # BDD-OIA
@@ -149,9 +202,9 @@ def bdd_oia(tmp_path: Path) -> Path:
         names = [f"{split}_{n}.jpg" for n in range(4)]
         for number, name in enumerate(names):
             save(tmp_path / "data" / name, 80, 45, 60 * number)
-        content = {
-            "images": [{"file_name": name, "id": n} for n, name in enumerate(names)],
-            "annotations": [{"id": n, "category": known} for n, known in enumerate(actions)],
+        content = {  # the annotations in the order of the ids, the pictures in another
+            "images": [{"file_name": name, "id": 3 - n} for n, name in enumerate(names)],
+            "annotations": [{"id": n, "category": known} for n, known in enumerate(actions[::-1])],
         }
         (tmp_path / f"{split}_25k_images_actions.json").write_text(json.dumps(content))
     return tmp_path
@@ -169,12 +222,38 @@ def test_traffic_scenes_are_twice_as_wide_as_high(bdd_oia: Path) -> None:
 
 def test_a_list_that_is_not_of_actions(bdd_oia: Path) -> None:
     path = bdd_oia / "val_25k_images_actions.json"
-    path.write_text(json.dumps({"images": [{"file_name": "a.jpg"}], "annotations": []}))
-    with pytest.raises(UserError, match="not BDD-OIA's list of actions"):
-        prepared(bdd_oia, "bdd-oia")
     path.write_text("{")
     with pytest.raises(UserError, match="not readable as JSON"):
         prepared(bdd_oia, "bdd-oia")
+    for content in ([], {"images": [{"file_name": "a.jpg", "id": 0}], "annotations": []}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(UserError, match="not BDD-OIA's list of actions"):
+            prepared(bdd_oia, "bdd-oia")
+
+
+@pytest.mark.parametrize("actions", [[1, 0, 0], [1, 0, 0, 2], [1, 0, 0, 0, 0, 0]])
+def test_wrong_actions_are_told_with_their_picture(bdd_oia: Path, actions: list[int]) -> None:
+    content = {
+        "images": [{"file_name": "val_0.jpg", "id": 0}],
+        "annotations": [{"category": actions}],
+    }
+    (bdd_oia / "val_25k_images_actions.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"json: val_0\.jpg: its actions are not 4 or 5"):
+        prepared(bdd_oia, "bdd-oia")
+
+
+def test_a_picture_of_the_list_that_is_missing(bdd_oia: Path) -> None:
+    (bdd_oia / "data/val_1.jpg").unlink()
+    with pytest.raises(UserError, match=r"data/val_1\.jpg: .*No such file"):
+        prepared(bdd_oia, "bdd-oia")
+
+
+def test_traffic_scenes_are_stretched_not_cut(bdd_oia: Path) -> None:
+    _, data = prepared(bdd_oia, "bdd-oia", "height=32", "attribute=stop")
+    assert data["train"].labels.tolist() == [0, 1, 0]
+    last = (data["train"].images[2] * 255).round()  # 80x45: black beside the central square
+    assert last[:, :, :12].max() < 10 and last[:, :, -12:].max() < 10
+    np.testing.assert_allclose(last[:, :, 20:44], 180, atol=2)
 
 
 # All

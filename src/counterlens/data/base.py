@@ -95,6 +95,13 @@ class Dataset(ABC):
         """The licence of the images."""
         return self.options.licence
 
+    def records(self, raw: Path) -> tuple[SourceRecord, ...]:
+        """What `read` reads, with checksums, for `dataset.json`."""
+        return tuple(
+            SourceRecord(file=source.file, sha256=files.sha256(raw / source.file))
+            for source in self.sources
+        )
+
     @abstractmethod
     def read(self, raw: Path) -> dict[str, Arrays]:
         """Both splits, `{"train": ..., "test": ...}`, from the folder of downloaded files.
@@ -105,7 +112,7 @@ class Dataset(ABC):
 
 
 class SourceRecord(Model):
-    """A downloaded file in `dataset.json`."""
+    """A file that was read, in `dataset.json`."""
 
     file: str
     sha256: str

@@ -6,15 +6,15 @@ be accepted first.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
 from counterlens.config import DatasetOptions
-from counterlens.data.base import Arrays, Dataset
-from counterlens.data.image_folders import folder_of, read_json, read_pictures
+from counterlens.data.image_folders import FolderDataset, read_json
+from counterlens.data.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 IMAGES = "data"
@@ -28,7 +28,7 @@ class Options(DatasetOptions):
     licence: ClassVar[str] = "BDD100K: non-commercial research and education only"
 
     folder: str | None = None
-    attribute: str = "forward"
+    attribute: Literal["forward", "stop", "left", "right"] = "forward"
     height: int = Field(default=256, ge=16)
 
     @property
@@ -47,33 +47,31 @@ class Options(DatasetOptions):
         return f"{self.mirror_folder}-{self.attribute}-{self.height}"
 
 
-class BddOia(Dataset):
+class BddOia(FolderDataset):
     """Pictures with four actions, or with the fifth ("confusing") not set, as the release does."""
 
-    def read(self, raw: Path) -> dict[str, Arrays]:
-        """Both splits, in the order of the lists."""
-        attribute, folder = self.options.attribute, self.options.folder  # type: ignore[attr-defined]
-        root = folder_of(self.name, folder, (IMAGES, *LISTS.values()))
-        if attribute not in self.attributes:
-            known = ", ".join(self.attributes)
-            raise UserError(f"dataset.attribute: '{attribute}' is unknown; known: {known}")
-        found = {}
+    crop = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The pictures and the two lists."""
+        return (IMAGES, *LISTS.values())
+
+    def pictures(self, root: Path) -> Iterator[Labelled]:
+        """In the order of the lists; a picture's `id` is the place of its annotation."""
+        column = self.attributes.index(self.options.attribute)  # type: ignore[attr-defined]
         for split, name in LISTS.items():
             content = read_json(root / name)
             try:
+                annotations = content["annotations"]
                 listed = [
-                    (image["file_name"], annotation["category"])
-                    for image, annotation in zip(
-                        content["images"], content["annotations"], strict=True
-                    )
+                    (image["file_name"], tuple(annotations[image["id"]]["category"]))
+                    for image in content["images"]
                 ]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, IndexError, TypeError) as error:
                 raise UserError(f"{root / name}: not BDD-OIA's list of actions ({error})") from None
-            kept = [(n, actions) for n, actions in listed if len(actions) == 4 or not actions[4]]
-            images = read_pictures(
-                [root / IMAGES / n for n, _ in kept], *self.shape[1:], crop=False
-            )
-            known = np.array([actions[:4] for _, actions in kept], np.uint8).reshape(-1, 4)
-            labels = known[:, self.attributes.index(attribute)].astype(np.int64)
-            found[split] = Arrays(images, labels, known)
-        return found
+            for file, actions in listed:
+                if len(actions) not in (4, 5) or not {*actions} <= {0, 1}:
+                    raise UserError(f"{root / name}: {file}: its actions are not 4 or 5 of 0 and 1")
+                if len(actions) == 4 or not actions[4]:
+                    yield Labelled(split, f"{IMAGES}/{file}", actions[column], actions[:4])

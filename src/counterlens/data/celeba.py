@@ -14,12 +14,14 @@ from pydantic import Field
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_attributes import ATTRIBUTES, class_names
-from counterlens.data.zipped_images import Labelled, open_zip, splits
+from counterlens.data.celeba_attributes import ATTRIBUTES, Attribute, class_names
+from counterlens.data.celeba_lists import read_attributes, read_partition
+from counterlens.data.labelled_pictures import Labelled, splits
+from counterlens.data.zipped_images import open_zip, read_images
 from counterlens.errors import UserError
 
+IMAGES = "img_align_celeba"
 CROP = 178
-SPLIT_NAMES = {"0": "train", "1": "val", "2": "test"}
 
 
 class Options(DatasetOptions):
@@ -33,7 +35,7 @@ class Options(DatasetOptions):
     )
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
-    attribute: str = "Smiling"
+    attribute: Attribute = "Smiling"
     size: int = Field(default=128, ge=16, le=178)
 
     @property
@@ -64,27 +66,16 @@ class Celeba(Dataset):
     def read(self, raw: Path) -> dict[str, Arrays]:
         """Both splits; the official validation split is not used."""
         zipped, attributes, partition = (raw / source.file for source in self.sources)
-        attribute = self.options.attribute  # type: ignore[attr-defined]
-        _, header, *rows = attributes.read_text(encoding="utf-8").splitlines()
-        names = header.split()
-        if attribute not in names:
-            raise UserError(f"{attributes}: no attribute '{attribute}'; known: {', '.join(names)}")
-        if (*names,) != ATTRIBUTES:
-            raise UserError(f"{attributes}: its columns are not CelebA's; download it again")
-        column = names.index(attribute)
-        known = {
-            row.split()[0]: tuple(int(int(value) > 0) for value in row.split()[1:])
-            for row in rows
-            if row.strip()
-        }
+        column = ATTRIBUTES.index(self.options.attribute)  # type: ignore[attr-defined]
+        known = read_attributes(attributes)
 
         def labelled() -> Iterator[Labelled]:
-            for line in partition.read_text(encoding="utf-8").splitlines():
-                file, split = line.split()
+            for file, split in read_partition(partition).items():
                 if file not in known:
                     raise UserError(f"{attributes}: has no row for {file}; download it again")
-                member = f"img_align_celeba/{file}"
-                yield Labelled(SPLIT_NAMES[split], member, known[file][column], known[file])
+                yield Labelled(split, f"{IMAGES}/{file}", known[file][column], known[file])
 
         with open_zip(zipped) as archive:
-            return splits(labelled(), archive, self.shape[1], CROP)
+            return splits(
+                labelled(), lambda names: read_images(archive, names, self.shape[1], CROP)
+            )

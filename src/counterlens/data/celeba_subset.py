@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_attributes import ATTRIBUTES, class_names
-from counterlens.data.zipped_images import Labelled, open_zip, splits, table
-from counterlens.errors import UserError
+from counterlens.data.celeba_attributes import ATTRIBUTES, Attribute, class_names
+from counterlens.data.labelled_pictures import Labelled, splits
+from counterlens.data.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):
@@ -24,7 +24,7 @@ class Options(DatasetOptions):
     files: ClassVar[tuple[str, ...]] = ("celeba_subset_64.zip",)
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
-    attribute: str = "Smiling"
+    attribute: Attribute = "Smiling"
 
     @property
     def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -57,9 +57,6 @@ class CelebaSubset(Dataset):
         """Both splits; the official validation split is not used."""
         path, attribute = raw / self.sources[0].file, self.options.attribute  # type: ignore[attr-defined]
         with open_zip(path) as archive:
-            if attribute not in ATTRIBUTES:
-                known = ", ".join(ATTRIBUTES)
-                raise UserError(f"{path}: no attribute '{attribute}'; known: {known}")
             labelled = (
                 Labelled(
                     row["split"],
@@ -69,4 +66,4 @@ class CelebaSubset(Dataset):
                 )
                 for row in table(archive)
             )
-            return splits(labelled, archive, self.shape[1])
+            return splits(labelled, lambda names: read_images(archive, names, self.shape[1]))

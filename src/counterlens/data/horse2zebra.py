@@ -13,7 +13,8 @@ from pydantic import Field
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.zipped_images import Labelled, open_zip, splits, table
+from counterlens.data.labelled_pictures import Labelled, splits
+from counterlens.data.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):
@@ -52,4 +53,4 @@ class Horse2Zebra(Dataset):
         with open_zip(raw / self.sources[0].file) as archive:
             rows = table(archive)
             labelled = (Labelled(row["split"], row["file"], int(row["label"])) for row in rows)
-            return splits(labelled, archive, self.shape[1])
+            return splits(labelled, lambda names: read_images(archive, names, self.shape[1]))

@@ -6,15 +6,15 @@ folders are enough. Its terms must be accepted first: non-commercial research an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field, model_validator
 
 from counterlens.config import DatasetOptions
-from counterlens.data.base import Arrays, Dataset
-from counterlens.data.image_folders import folder_of, read_pictures
+from counterlens.data.image_folders import FolderDataset
+from counterlens.data.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 SUFFIXES = {".jpeg", ".jpg", ".png"}
@@ -27,7 +27,7 @@ class Options(DatasetOptions):
     licence: ClassVar[str] = "ImageNet: non-commercial research and education only"
 
     folder: str | None = None
-    wnids: tuple[str, ...] = Field(min_length=2)
+    wnids: tuple[Annotated[str, Field(pattern=r"^n\d{8}$")], ...] = Field(min_length=2)
     names: tuple[str, ...] = Field(min_length=2)
     size: int = Field(default=256, ge=16)
 
@@ -53,25 +53,21 @@ class Options(DatasetOptions):
         return "-".join([self.mirror_folder, *self.wnids, str(self.size)])
 
 
-class ImageNet(Dataset):
+class ImageNet(FolderDataset):
     """The shorter side resized, the centre cut out; the validation split is the test split."""
 
-    def read(self, raw: Path) -> dict[str, Arrays]:
-        """Both splits; pictures of a class in the order of their names."""
-        wnids, named = self.options.wnids, self.options.folder  # type: ignore[attr-defined]
-        needs = [f"{folder}/{wnid}" for folder in FOLDERS.values() for wnid in wnids]
-        root = folder_of(self.name, named, needs)
-        found = {}
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The folders of the classes."""
+        wnids = self.options.wnids  # type: ignore[attr-defined]
+        return tuple(f"{folder}/{wnid}" for folder in FOLDERS.values() for wnid in wnids)
+
+    def pictures(self, root: Path) -> Iterator[Labelled]:
+        """Class by class, in the order of the pictures' names."""
         for split, folder in FOLDERS.items():
-            files = [
-                sorted(f for f in (root / folder / wnid).iterdir() if f.suffix.lower() in SUFFIXES)
-                for wnid in wnids
-            ]
-            for wnid, of_class in zip(wnids, files, strict=True):
-                if not of_class:
+            for label, wnid in enumerate(self.options.wnids):  # type: ignore[attr-defined]
+                found = (root / folder / wnid).glob("*")
+                names = sorted(file.name for file in found if file.suffix.lower() in SUFFIXES)
+                if not names:
                     raise UserError(f"{root / folder / wnid}: has no pictures")
-            labels = np.repeat(np.arange(len(wnids)), [len(of_class) for of_class in files])
-            pictures = [file for of_class in files for file in of_class]
-            images = read_pictures(pictures, *self.shape[1:], crop=True)
-            found[split] = Arrays(images, labels.astype(np.int64))
-        return found
+                yield from (Labelled(split, f"{folder}/{wnid}/{name}", label) for name in names)

@@ -12,7 +12,6 @@ from counterlens.data.base import (
     Arrays,
     Dataset,
     DatasetCard,
-    SourceRecord,
     SplitRecord,
 )
 from counterlens.data.fetch import load_dataset
@@ -53,9 +52,7 @@ def prepare(dataset: DatasetOptions, raw: Path, out: Path) -> DatasetCard:
         attributes=chosen.attributes,
         shape=chosen.shape,
         licence=chosen.licence,
-        sources=tuple(
-            SourceRecord(file=s.file, sha256=files.sha256(raw / s.file)) for s in chosen.sources
-        ),
+        sources=chosen.records(raw),
         splits={name: _check(chosen, name, splits[name]) for name in SPLITS},
     )
     for name in SPLITS:

@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.zipped_images import Labelled, open_zip, splits, table
+from counterlens.data.labelled_pictures import Labelled, splits
+from counterlens.data.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):
@@ -42,4 +43,4 @@ class TinyImagenetCats(Dataset):
             labelled = (
                 Labelled(named[row["split"]], row["file"], int(row["label"])) for row in rows
             )
-            return splits(labelled, archive, self.shape[1])
+            return splits(labelled, lambda names: read_images(archive, names, self.shape[1]))

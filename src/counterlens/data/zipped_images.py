@@ -1,4 +1,4 @@
-"""What the datasets share whose images lie in a zip, with a label and perhaps attributes each."""
+"""Reading zips of pictures; nothing is unpacked to the disk."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import csv
 import io
 import zipfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from counterlens.data.base import Arrays
 from counterlens.errors import UserError
 
 
@@ -31,7 +29,7 @@ def open_zip(path: Path) -> zipfile.ZipFile:
 
 
 def read_images(
-    archive: zipfile.ZipFile, members: Sequence[str], size: int, crop: int | None
+    archive: zipfile.ZipFile, members: Sequence[str], size: int, crop: int | None = None
 ) -> np.ndarray:
     """Decode pictures: uint8 (N, 3, size, size).
 
@@ -62,15 +60,6 @@ def read_images(
     return found
 
 
-class Labelled(NamedTuple):
-    """A picture of a zip: its split, its name there, its label and its attributes, 0 or 1."""
-
-    split: str
-    member: str
-    label: int
-    attributes: tuple[int, ...] = ()
-
-
 def table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
     """The rows of the `labels.csv` in a zip.
 
@@ -82,23 +71,3 @@ def table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
             return list(csv.DictReader(io.TextIOWrapper(file, "utf-8")))
     except (KeyError, zipfile.BadZipFile, zlib.error, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{archive.filename}: labels.csv: {error}; delete the file") from None
-
-
-def splits(
-    rows: Iterable[Labelled], archive: zipfile.ZipFile, size: int, crop: int | None = None
-) -> dict[str, Arrays]:
-    """The splits `train` and `test` of the rows; others are left out."""
-    kept: dict[str, list[Labelled]] = {"train": [], "test": []}
-    for row in rows:
-        if row.split in kept:
-            kept[row.split].append(row)
-    return {
-        split: Arrays(
-            read_images(archive, [row.member for row in found], size, crop),
-            np.array([row.label for row in found], np.int64),
-            np.array([row.attributes for row in found], np.uint8)
-            if found and found[0].attributes
-            else None,
-        )
-        for split, found in kept.items()
-    }
