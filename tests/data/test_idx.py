@@ -100,7 +100,7 @@ def test_dataset_is_nchw_uint8_with_int64_labels(tmp_path):
     write_mnist(tmp_path)
     splits = Mnist(MnistOptions(kind="mnist")).read(tmp_path)
     assert list(splits) == ["train", "test"]
-    for images, labels in splits.values():
+    for images, labels, _ in splits.values():
         assert images.shape == (4, 1, 28, 28) and images.dtype == np.uint8
         assert images[0, 0, 0, :3].tolist() == [0, 1, 2] and images[0, 0, 1, 0] == 28
         assert labels.dtype == np.int64 and labels.tolist() == [0, 3, 6, 9]

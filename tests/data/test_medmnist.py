@@ -54,7 +54,7 @@ def test_both_splits_are_the_file_s_own(kind, tmp_path):
 def test_grey_images_get_a_channel(tmp_path, monkeypatch):
     np.savez(tmp_path / "grey.npz", **content(()))
     monkeypatch.setattr(BloodPbc, "sources", (Source("grey.npz", (), ""),))
-    images, labels = load_dataset(dataset_options("blood-pbc", [])).read(tmp_path)["test"]
+    images, labels, _ = load_dataset(dataset_options("blood-pbc", [])).read(tmp_path)["test"]
     assert images.shape == (8, 1, 28, 28) and labels.dtype == np.int64
     np.testing.assert_array_equal(images[:, 0], content(())["test_images"])
 
