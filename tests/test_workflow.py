@@ -538,3 +538,22 @@ def test_the_mirror_reaches_the_jobs(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("COUNTERLENS_MIRROR")
     Workflow({"mirror": "second"})
     assert os.environ["COUNTERLENS_MIRROR"] == "second"
+
+
+def test_a_table_needs_the_models_of_its_rows_alone(project: Workflow) -> None:
+    found = project.table_inputs(SimpleNamespace(table="c3lt-table1-mnist"))
+    assert "results/c3lt-mnist/methods/c3lt/5-6/card.json" in found
+    assert "results/c3lt-mnist/generators/encoder/5-6/card.json" in found
+    assert not [name for name in found if "/c3lt-cls" in name or "/c3lt-n3" in name]
+    # the rows of the ablation share one pair
+    found = project.table_inputs(SimpleNamespace(table="c3lt-table5"))
+    assert "results/c3lt-mnist/methods/c3lt-cls/4-9/card.json" in found
+    assert not [name for name in found if "5-6" in name or "3-8" in name]
+
+
+def test_what_a_method_builds_on_is_behind_it(project: Workflow) -> None:
+    e = project.experiments["cecas-mnist"]
+    generators, trained = inputs.trainings(e, ["cecas-alpha-0"], e.pairs)
+    assert generators == [("ddpm", "all-classes")]
+    assert trained == [("cecas", "3-8"), ("cecas", "4-9")]
+    assert inputs.trainings(e, ["pgd", "original-data"], e.pairs) == ([], [])
