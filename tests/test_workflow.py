@@ -555,5 +555,5 @@ def test_what_a_method_builds_on_is_behind_it(project: Workflow) -> None:
     e = project.experiments["cecas-mnist"]
     generators, trained = inputs.trainings(e, ["cecas-alpha-0"], e.pairs)
     assert generators == [("ddpm", "all-classes")]
-    assert trained == [("cecas", "3-8"), ("cecas", "4-9")]
+    assert trained == [("cecas", "all-pairs")]
     assert inputs.trainings(e, ["pgd", "original-data"], e.pairs) == ([], [])
