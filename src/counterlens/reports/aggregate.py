@@ -18,17 +18,17 @@ from counterlens.reports import inputs
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 
-Status = Literal["ok", "not run", "not available", "not defined"]
+Status = Literal["ok", "not run", "skipped", "not available", "not defined"]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of a table, in printed units (after the column's `scale`).
 
-    `status` is "ok", "not run" (the experiment does not define the method), "not available"
-    (`reason` tells why) or "not defined" (a paired column of unpaired real images). `images` is
-    how many images it was computed from; `low` and `high` bound the mean with 95 % confidence and
-    exist for per-image columns only.
+    `status` is "ok", "not run" (the experiment does not define the method), "skipped" (it cannot
+    serve the experiment; `reason` tells why), "not available" (`reason` tells why) or "not
+    defined" (a paired column of unpaired real images). `images` is how many images it was computed
+    from; `low` and `high` bound the mean with 95 % confidence and exist for per-image columns only.
     """
 
     status: Status
@@ -110,6 +110,8 @@ class Results:
         Raises:
             UserError: a metrics file is missing or lacks the column.
         """
+        if method in self.experiment.skipped:
+            return Cell("skipped", reason=self.experiment.skipped[method])
         if not inputs.runs(self.experiment, method):
             return Cell("not run")
         if column not in self.columns:

@@ -151,6 +151,13 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
     return paths
 
 
+def figure_methods(figure: Figure, experiment: Experiment) -> tuple[str, ...]:
+    """The methods that a figure shows: all that it names, or of a `pareto` those that are run."""
+    if figure.kind != "pareto":
+        return figure.methods
+    return tuple(method for method in figure.methods if runs(experiment, method))
+
+
 def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
     """Everything a figure is drawn from.
 
@@ -158,7 +165,7 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
         UserError: the experiment does not run a method of the figure on its directions.
     """
     paths: list[Path] = []
-    for method in figure.methods:
+    for method in figure_methods(figure, experiment):
         for direction in figure.directions:
             if not runs(experiment, method) or direction not in experiment.directions(method):
                 raise UserError(
@@ -166,10 +173,12 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
                     f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
                     "'pairs' of the experiment"
                 )
-        if figure.kind != "parameter":
+        if figure.kind not in ("parameter", "pareto"):
             paths += set_files(experiment, method, figure.directions)
-        if figure.kind in ("cout", "parameter"):
+        if figure.kind in ("cout", "parameter", "pareto"):
             paths += metric_files(experiment, method, figure.directions)
+        if figure.kind == "pareto":
+            paths += pair_files(experiment, method, figure.directions)
     if figure.kind == "tsne":
         paths.append(embeddings(experiment))
     return paths
@@ -238,3 +247,33 @@ def timing_inputs(experiment: Experiment) -> list[Path]:
         for method in experiment.methods
         for direction in experiment.directions(method)
     ]
+
+
+def training_times(experiment: Experiment, method: str) -> list[Path]:
+    """How long the trainings took that a method uses, its own or those it borrows."""
+    trained = {experiment.training_of(method, pair) for pair in experiment.method_pairs(method)}
+    return [
+        layout.training_time(experiment.name, "methods", name, scope)
+        for name, scope in sorted(trained)
+        if experiment.methods[method].trainable
+    ]
+
+
+def generator_times(experiment: Experiment, method: str) -> list[Path]:
+    """How long the trainings took of all generators that a method needs."""
+    needed = experiment.required_generators(experiment.methods[method].generators())
+    pairs = {pair_name(pair) for pair in experiment.method_pairs(method)}
+    return [
+        layout.training_time(experiment.name, "generators", name, scope)
+        for name in needed
+        for scope in experiment.scopes(name)
+        if scope in pairs or not experiment.generators[name].per_pair
+    ]
+
+
+def cost_inputs(experiment: Experiment) -> list[Path]:
+    """Everything that was measured of the methods' costs."""
+    found = timing_inputs(experiment)
+    for method in experiment.methods:
+        found += training_times(experiment, method) + generator_times(experiment, method)
+    return list(dict.fromkeys(found))
