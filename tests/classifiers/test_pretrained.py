@@ -302,13 +302,13 @@ evaluation: {{images: 5}}
         (
             "{kind: pretrained, network: net.pt}",
             "{judge: {kind: feature-extractor}}",
-            "{pgd: {kind: pgd}}",
+            "{pgd: {kind: pgd, epsilon: 0.1, step_size: 0.1, steps: 2}}",
             "oracles.judge: trains the classifier's architecture again",
         ),
         (
             "{kind: pretrained, network: gone.onnx}",
             "{}",
-            "{pgd: {kind: pgd}}",
+            "{pgd: {kind: pgd, epsilon: 0.1, step_size: 0.1, steps: 2}}",
             "'gone.onnx': no such",
         ),
     ],

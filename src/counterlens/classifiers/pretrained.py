@@ -22,6 +22,9 @@ from counterlens.config import ClassifierOptions
 from counterlens.errors import UserError
 from counterlens.runtime import files
 
+OPSET = 17
+"""The newest ONNX operators that onnx2torch knows."""
+
 
 class Options(ClassifierOptions):
     """The user's network, and what is known of it.
@@ -131,9 +134,7 @@ class Pretrained(Classifier):
     def train(self, mode: bool = True) -> Pretrained:
         """As of every module, but of a network without a factory there is nothing to train."""
         if mode and not self.options.has_factory:
-            raise UserError(
-                f"{self.options.network}: is trained already and cannot be trained again"
-            )
+            raise UserError(f"{self.options.network}: is trained and cannot be trained again")
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -179,6 +180,19 @@ def _keep(
     found[name] = output
 
 
+def _from_onnx(path: str) -> nn.Module:
+    """The network of an ONNX file, rewritten in older operators where it uses newer ones."""
+    import onnx
+    import onnx2torch
+    from onnx import version_converter
+
+    model = onnx.load(path)
+    newest = max((each.version for each in model.opset_import if not each.domain), default=0)
+    if newest > OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    return onnx2torch.convert(model)
+
+
 def _network(options: Options) -> nn.Module:
     """The network as its file describes it.
 
@@ -188,9 +202,7 @@ def _network(options: Options) -> nn.Module:
     path = options.files[0]
     try:
         if path.endswith(".onnx"):
-            import onnx2torch
-
-            return onnx2torch.convert(path)
+            return _from_onnx(path)
         if path.endswith(".pt"):
             return torch.jit.load(path, map_location="cpu")
     except Exception as error:

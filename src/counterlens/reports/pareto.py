@@ -108,15 +108,14 @@ def _label(axes: Axes, points: np.ndarray, names: list[str], best: np.ndarray) -
 
     Places are tried from the nearest on; a line leads to a name that stands further away.
     """
-    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
     scale = axes.figure.dpi / 72
     at = axes.transData.transform(points)
-    frame = axes.get_window_extent(renderer)
+    frame = axes.get_window_extent()
     taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in at]
     for number in np.argsort(-at[:, 1], kind="stable"):
         name, bold = names[number], bool(best[number])
         text = axes.text(0, 0, name, size=8, weight="bold" if bold else "normal")
-        size = text.get_window_extent(renderer)
+        size = text.get_window_extent()
         text.remove()
         own = [box for place, box in enumerate(taken) if place != number]
 
