@@ -56,8 +56,8 @@ class Options(ClassifierOptions):
             raise ValueError("`weights` belongs to a factory, and a factory needs it")
         if self.maps and not self.has_factory:
             raise ValueError("`maps` names modules of a factory's network; others have none")
-        if self.head is not None and not self.maps:
-            raise ValueError("`head` stands on the last of `maps`, and there are none")
+        if bool(self.maps) != (self.head is not None):
+            raise ValueError("`maps` and `head` belong together: the head stands on the last map")
         if self.head is not None and self.outputs != "logits":
             raise ValueError("`head` gives logits; the network gives probabilities")
         if min(self.std) <= 0:
@@ -156,14 +156,6 @@ class Pretrained(Classifier):
 
     def embed(self, last_map: Tensor) -> Tensor:
         return last_map.mean(dim=(2, 3))
-
-    def classify(self, last_map: Tensor) -> Tensor:
-        if self.options.maps and self.options.head is None:
-            raise UserError(
-                f"classifier.head: is not named, and {self.options.network} cannot be entered at "
-                "its last feature map without it"
-            )
-        return super().classify(last_map)
 
     def _module(self, name: str) -> nn.Module:
         try:
