@@ -138,7 +138,8 @@ def test_fresh_weights_for_a_judge(network: Any) -> None:
         ({"network": "net.py:build"}, "a factory needs it"),
         ({"network": "net.onnx", "weights": "net.safetensors"}, "belongs to a factory"),
         ({"network": "net.onnx", "maps": ("first",)}, "`maps` names modules of a factory"),
-        ({**FACTORY, "maps": ()}, "`head` stands on the last of `maps`"),
+        ({**FACTORY, "maps": ()}, "`maps` and `head` belong together"),
+        ({**FACTORY, "head": None}, "`maps` and `head` belong together"),
         ({**FACTORY, "outputs": "probabilities"}, "`head` gives logits"),
         ({**FACTORY, "std": (0.0,)}, "must be positive"),
         ({"network": "net.pkl"}, "should match pattern"),
@@ -155,7 +156,7 @@ def test_options_that_do_not_go_together(changes: dict[str, Any], told: str) -> 
     [
         ({**FACTORY, "network": "net.py:absent"}, "net.py: defines no 'absent'"),
         ({**FACTORY, "network": "net.py:broken"}, "net.py:broken: gives int, not a torch module"),
-        ({**FACTORY, "maps": ("third",), "head": None}, "has no module 'third'; it has first, "),
+        ({**FACTORY, "maps": ("third",)}, "has no module 'third'; it has first, "),
         ({**FACTORY, "mean": (0.1, 0.2)}, "classifier.mean: 2 values for 1 channels"),
         ({"network": "damaged.onnx"}, "damaged.onnx: cannot be read"),
         ({"network": "damaged.pt"}, "damaged.pt: cannot be read"),
@@ -244,7 +245,7 @@ def test_equal_files_give_equal_bytes(adopted: Any, digests: Callable[[], dict[s
         ),
         (
             "return self.fc(self.second(self.first(x)).mean(dim=(2, 3))) + x.mean()",
-            {"head": None},
+            {"maps": (), "head": None},
             "answers depend on the other images of a batch",
         ),
         (
@@ -259,7 +260,7 @@ def test_equal_files_give_equal_bytes(adopted: Any, digests: Callable[[], dict[s
         ),
         (
             "return self.fc(self.second(self.first(x)).mean(dim=(2, 3)))",
-            {"maps": ("fc",), "head": None},
+            {"maps": ("fc",)},
             "must give feature maps",
         ),
     ],
@@ -302,13 +303,13 @@ evaluation: {{images: 5}}
         (
             "{kind: pretrained, network: net.pt}",
             "{judge: {kind: feature-extractor}}",
-            "{pgd: {kind: pgd}}",
+            "{pgd: {kind: pgd, epsilon: 0.1, step_size: 0.1, steps: 2}}",
             "oracles.judge: trains the classifier's architecture again",
         ),
         (
             "{kind: pretrained, network: gone.onnx}",
             "{}",
-            "{pgd: {kind: pgd}}",
+            "{pgd: {kind: pgd, epsilon: 0.1, step_size: 0.1, steps: 2}}",
             "'gone.onnx': no such",
         ),
     ],

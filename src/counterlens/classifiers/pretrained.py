@@ -22,6 +22,9 @@ from counterlens.config import ClassifierOptions
 from counterlens.errors import UserError
 from counterlens.runtime import files
 
+OPSET = 17
+"""The newest ONNX operators that onnx2torch knows."""
+
 
 class Options(ClassifierOptions):
     """The user's network, and what is known of it.
@@ -53,8 +56,8 @@ class Options(ClassifierOptions):
             raise ValueError("`weights` belongs to a factory, and a factory needs it")
         if self.maps and not self.has_factory:
             raise ValueError("`maps` names modules of a factory's network; others have none")
-        if self.head is not None and not self.maps:
-            raise ValueError("`head` stands on the last of `maps`, and there are none")
+        if bool(self.maps) != (self.head is not None):
+            raise ValueError("`maps` and `head` belong together: the head stands on the last map")
         if self.head is not None and self.outputs != "logits":
             raise ValueError("`head` gives logits; the network gives probabilities")
         if min(self.std) <= 0:
@@ -131,9 +134,7 @@ class Pretrained(Classifier):
     def train(self, mode: bool = True) -> Pretrained:
         """As of every module, but of a network without a factory there is nothing to train."""
         if mode and not self.options.has_factory:
-            raise UserError(
-                f"{self.options.network}: is trained already and cannot be trained again"
-            )
+            raise UserError(f"{self.options.network}: is trained and cannot be trained again")
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,14 +157,6 @@ class Pretrained(Classifier):
     def embed(self, last_map: Tensor) -> Tensor:
         return last_map.mean(dim=(2, 3))
 
-    def classify(self, last_map: Tensor) -> Tensor:
-        if self.options.maps and self.options.head is None:
-            raise UserError(
-                f"classifier.head: is not named, and {self.options.network} cannot be entered at "
-                "its last feature map without it"
-            )
-        return super().classify(last_map)
-
     def _module(self, name: str) -> nn.Module:
         try:
             return self.network.get_submodule(name)
@@ -179,6 +172,19 @@ def _keep(
     found[name] = output
 
 
+def _from_onnx(path: str) -> nn.Module:
+    """The network of an ONNX file, rewritten in older operators where it uses newer ones."""
+    import onnx
+    import onnx2torch
+    from onnx import version_converter
+
+    model = onnx.load(path)
+    newest = max((each.version for each in model.opset_import if not each.domain), default=0)
+    if newest > OPSET:
+        model = version_converter.convert_version(model, OPSET)
+    return onnx2torch.convert(model)
+
+
 def _network(options: Options) -> nn.Module:
     """The network as its file describes it.
 
@@ -188,9 +194,7 @@ def _network(options: Options) -> nn.Module:
     path = options.files[0]
     try:
         if path.endswith(".onnx"):
-            import onnx2torch
-
-            return onnx2torch.convert(path)
+            return _from_onnx(path)
         if path.endswith(".pt"):
             return torch.jit.load(path, map_location="cpu")
     except Exception as error:

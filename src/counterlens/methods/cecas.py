@@ -54,6 +54,7 @@ class Options(FilteredAttackOptions):
     """
 
     trainable: ClassVar[bool] = True
+    requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
         "ddpm",
         "schedule",

@@ -62,28 +62,27 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
     axes = drawing.subplots()
     step = points[best][np.argsort(points[best][:, 0])]
     axes.plot(*step.T, color=TARGET, lw=1.2, ls="--", zorder=1)
+    intervals: list[np.ndarray] = []
     for point, found, chosen in zip(points, shown.values(), best, strict=True):
         color = TARGET if chosen else BEHIND
-        spread = [
-            [[0.0], [0.0]]
-            if cell.low is None or cell.high is None
-            else [[max(0.0, value - cell.low)], [max(0.0, cell.high - value)]]
-            for cell, value in zip(found, point, strict=True)
-        ]
-        axes.errorbar(
-            *point, xerr=spread[0], yerr=spread[1], color=color, alpha=0.45, lw=1, zorder=2
-        )
-        axes.scatter(*point, s=42, color=color, edgecolor="white", lw=0.8, zorder=3)
+        for axis, cell in enumerate(found):
+            if cell.low is not None and cell.high is not None:
+                ends = np.stack([point, point])
+                ends[:, axis] = cell.low, cell.high
+                axes.plot(*ends.T, color=color, alpha=0.45, lw=1, zorder=2)
+                intervals.append(ends)
+        order = 4 if chosen else 3
+        axes.scatter(*point, s=42, color=color, edgecolor="white", lw=0.8, zorder=order)
     axes.set(xlabel=aggregate.header(columns[0]), ylabel=aggregate.header(columns[1]))
     axes.margins(0.12)
     axes.grid(color="#e6e6ea", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     without = [method for method in methods if method not in shown]
-    title = f"{experiment.name}, scale {experiment.scale}. Green: no method is better in both"
+    title = f"{experiment.name}, scale {experiment.scale}. Green: the Pareto front"
     axes.set_title(title + (f"; no number: {', '.join(without)}" if without else ""), fontsize=8.5)
     drawing.draw_without_rendering()
-    _label(axes, points, list(shown), best)
+    _label(axes, points, list(shown), best, intervals)
     return drawing
 
 
@@ -103,20 +102,29 @@ def _measured(cell: aggregate.Cell) -> bool:
     return cell.value is not None and bool(np.isfinite(cell.value))
 
 
-def _label(axes: Axes, points: np.ndarray, names: list[str], best: np.ndarray) -> None:
+def _label(
+    axes: Axes,
+    points: np.ndarray,
+    names: list[str],
+    best: np.ndarray,
+    intervals: list[np.ndarray],
+) -> None:
     """Write each name beside its point, where it covers as little as possible.
 
-    Places are tried from the nearest on; a line leads to a name that stands further away.
+    Places are tried from the nearest on; a line leads to a name that stands further away, or
+    nearer to another point than to its own.
     """
-    renderer: Any = axes.figure.canvas.get_renderer()  # type: ignore[union-attr]
     scale = axes.figure.dpi / 72
     at = axes.transData.transform(points)
-    frame = axes.get_window_extent(renderer)
+    frame = axes.get_window_extent()
     taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in at]
+    for ends in intervals:
+        (left, low), (right, high) = axes.transData.transform(ends)
+        taken.append((left - scale, low - scale, right + scale, high + scale))
     for number in np.argsort(-at[:, 1], kind="stable"):
         name, bold = names[number], bool(best[number])
         text = axes.text(0, 0, name, size=8, weight="bold" if bold else "normal")
-        size = text.get_window_extent(renderer)
+        size = text.get_window_extent()
         text.remove()
         own = [box for place, box in enumerate(taken) if place != number]
 
@@ -130,7 +138,9 @@ def _label(axes: Axes, points: np.ndarray, names: list[str], best: np.ndarray) -
         place = min(range(len(PLACES)), key=cost)
         left, low = _corner(at[number], PLACES[place], size, scale)
         taken.append((left, low, left + size.width, low + size.height))
-        far = place >= len(ANGLES)
+        middle = (left + size.width / 2, low + size.height / 2)
+        nearest = int(np.hypot(*(at - middle).T).argmin())
+        far = place >= len(ANGLES) or nearest != number
         axes.annotate(
             name,
             tuple(points[number]),
