@@ -21,7 +21,7 @@ from counterlens.classifiers.base import Classifier
 from counterlens.classifiers.lenet import LeNet
 from counterlens.errors import UserError
 
-FLOATS = 2**25  # of one tensor of candidates
+FLOATS = 2**20  # of one tensor of candidates: what a processor's cache holds
 
 
 @dataclass(frozen=True)
@@ -250,8 +250,9 @@ class AffineHead(Exchange):
         )
         within = torch.einsum("niu,iuv->niv", ours, start.weight)
         self.mixed = start.bias + within.sum(dim=1)
-        moved = torch.einsum("nju,iuv->nijv", others, start.weight)
-        self.gain = moved - within[:, :, None]  # N, P, P, V
+        across = start.weight.transpose(0, 1).flatten(1)  # U, P·V
+        moved = (others @ across).unflatten(2, within.shape[1:])
+        self.gain = moved.sub_(within[:, None])  # N, P of the distractor, P of the query, V
 
     def logits(self) -> Tensor:
         return self.rest(self.mixed)
@@ -264,12 +265,12 @@ class AffineHead(Exchange):
         ):
             answers = self.rest(mixed[:, None, None] + gain).log_softmax(dim=3)
             wanted = wanted[:, None, None, None].expand(*answers.shape[:3], 1)
-            found.append(answers.gather(3, wanted)[..., 0])
+            found.append(answers.gather(3, wanted)[..., 0].transpose(1, 2))
         return torch.cat(found)
 
     def copy(self, into: Tensor, of: Tensor) -> None:
         rows = torch.arange(len(into), device=into.device)
-        self.mixed = self.mixed + self.gain[rows, into, of]
+        self.mixed = self.mixed + self.gain[rows, of, into]
 
     def keep(self, rows: Tensor) -> None:
         self.mixed, self.gain = self.mixed[rows], self.gain[rows]

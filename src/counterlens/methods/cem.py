@@ -186,14 +186,14 @@ class CEM(Method):
     def advance(self, search: Search) -> None:
         """One iteration of projected shrinkage with look-ahead, and its successes."""
         options, x = self.options, search.query
-        left = 1 - search.iteration / options.iterations
-        rate = (options.lr * left.sqrt())[:, None, None, None]
+        done = search.iteration.to(x.dtype)[:, None, None, None]
+        rate = options.lr * (1 - done / options.iterations).sqrt()
         descended = search.ahead - rate * self.gradient(search)
         moved = torch.maximum(shrink(descended, x, options.beta), x)
-        search.iteration = search.iteration + 1
-        momentum = (search.iteration / (search.iteration + 3))[:, None, None, None]
+        momentum = (done + 1) / (done + 4)
         search.ahead = torch.maximum(moved + momentum * (moved - search.iterate), x)
         search.iterate = moved
+        search.iteration = search.iteration + 1
 
         change = (moved - x).flatten(1)
         distance = change.square().sum(dim=1) + options.beta * change.sum(dim=1)

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Experiment, Figure, Pair, Table, pair_name
+from counterlens.config import ORIGINAL_DATA, Column, Experiment, Figure, Pair, Table, pair_name
 from counterlens.errors import UserError
+
+TIME = Column(
+    name="milliseconds", label="Time per image", unit="ms", direction="down", scale=1e3, decimals=4
+)
+"""The one column that is measured while counterfactuals are made, and so differs at every run."""
 
 
 def runs(experiment: Experiment, method: str) -> bool:
@@ -100,10 +105,18 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
                 "no direction in common; give them a common pair under 'pairs'"
             )
         for method in methods:
-            paths += metric_files(experiment, method, directions)
-            paths += pair_files(experiment, method, directions)
+            if judged(table):
+                paths += metric_files(experiment, method, directions)
+                paths += pair_files(experiment, method, directions)
+            if TIME.name in table.columns:
+                paths += timing_files(experiment, method, directions)
         paths += cards(experiment)
     return paths
+
+
+def judged(table: Table) -> bool:
+    """Whether any column of a table is a metric's."""
+    return any(column != TIME.name for column in table.columns)
 
 
 def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
@@ -189,7 +202,14 @@ def sample_sheets(experiment: Experiment) -> list[Path]:
 def timing_inputs(experiment: Experiment) -> list[Path]:
     """The measured seconds per image of every method and direction."""
     return [
-        layout.timing(experiment.name, method, *direction)
+        path
         for method in experiment.methods
-        for direction in experiment.directions(method)
+        for path in timing_files(experiment, method, experiment.directions(method))
     ]
+
+
+def timing_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The measured seconds per image of a method on some directions; real images take none."""
+    if method == ORIGINAL_DATA:
+        return []
+    return [layout.timing(experiment.name, method, *direction) for direction in directions]
