@@ -243,7 +243,8 @@ class Stages:
     def table(self, table: Table) -> Stage:
         """One table: `table_c3lt_1_mnist` for `c3lt-table1-mnist`."""
         experiments = [self.project.experiments[name] for name in table.experiments]
-        rows = [(e, name) for e in experiments for name in inputs.table_methods(table, e)]
+        methods = {e.name: inputs.table_methods(table, e) for e in experiments}
+        rows = [(e, name) for e in experiments for name in methods[e.name]]
         stem = layout.TABLES / table.name
         source = max(
             (p for p in (CONFIG_DIR / "tables").glob("*.yaml") if belongs(table.name, p.stem)),
@@ -259,7 +260,7 @@ class Stages:
                     for e, name in rows
                     if inputs.TIME.name in table.columns and name != ORIGINAL_DATA
                 ),
-                *(path for e in experiments for path in models(e)),
+                *(path for e in experiments for path in models(e, methods[e.name])),
             ],
             parameters=[
                 (str(source), ()),
@@ -325,14 +326,18 @@ def metrics(e: Experiment, name: str) -> Path:
     return layout.RESULTS / e.name / "metrics" / name
 
 
-def models(e: Experiment) -> list[Path]:
-    """The models whose cards the tables and reports show."""
-    trained = [oracles(e)] if inputs.trained_oracles(e) else []
+def models(e: Experiment, methods: Iterable[str] | None = None) -> list[Path]:
+    """The models whose cards the tables and reports show: those of all methods, or of some."""
+    generators, trained = (
+        (e.generators, e.trained_methods())
+        if methods is None
+        else (dict(found) for found in inputs.trainings(e, methods, e.pairs))
+    )
     return [
         layout.classifier(e.name),
-        *trained,
-        *(generator(e, name) for name in e.generators),
-        *(trained_method(e, name) for name in e.trained_methods()),
+        *([oracles(e)] if inputs.trained_oracles(e) else []),
+        *(generator(e, name) for name in generators),
+        *(trained_method(e, name) for name in trained),
     ]
 
 

@@ -56,10 +56,15 @@ effect reaches a job through its parameters and inputs, so they are inputs of th
 
 @cache
 def imports(path: Path) -> frozenset[Path]:
-    """The package's files that a file imports, anywhere in it."""
+    """The package's files that a file imports, anywhere in it, and the YAML it names beside it."""
     found: set[Path] = set()
+    if path.suffix != ".py":
+        return frozenset()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml"):
+            beside = path.with_name(Path(str(node.value)).name)
+            found |= {beside} if beside.is_file() else set()
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

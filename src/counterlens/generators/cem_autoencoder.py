@@ -16,8 +16,9 @@ from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
 from counterlens.errors import UserError
-from counterlens.generators.base import Generator, Quality, Training
+from counterlens.generators.base import Generator, Training
 from counterlens.runtime.device import place
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import History, Losses, batches, train
 

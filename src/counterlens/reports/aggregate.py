@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -213,14 +214,14 @@ class Gate:
     passed: bool
 
 
-def gates(experiment: Experiment) -> list[Gate]:
-    """Every quality gate on the cards of an experiment's models, in a fixed order.
+def gates(experiment: Experiment, cards: Iterable[Path]) -> list[Gate]:
+    """Every quality gate on the cards of some of an experiment's models, in their order.
 
     Raises:
         UserError: a card is missing.
     """
     found = []
-    for path in inputs.cards(experiment):
+    for path in cards:
         card = files.read_json(path)
         model = path.parent.relative_to(layout.RESULTS / experiment.name).as_posix()
         for name, gate in sorted(card.get("gates", {}).items()):

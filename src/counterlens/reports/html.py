@@ -488,7 +488,7 @@ def render(experiment: Experiment) -> str:
     predictions = pd.read_parquet(layout.classifier(experiment.name) / "predictions.parquet")
     correct = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
     card = files.read_json(inputs.dataset_card(experiment))
-    found = aggregate.gates(experiment)
+    found = aggregate.gates(experiment, inputs.cards(experiment))
     return page.render(
         "report.html.j2",
         experiment=experiment,

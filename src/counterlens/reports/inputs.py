@@ -6,7 +6,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Column, Experiment, Figure, Pair, Table, pair_name
+from counterlens.config import (
+    ALL_CLASSES,
+    ORIGINAL_DATA,
+    Column,
+    Experiment,
+    Figure,
+    Pair,
+    Table,
+    pair_name,
+)
 from counterlens.errors import UserError
 
 TIME = Column(
@@ -40,23 +49,60 @@ def trained_oracles(experiment: Experiment) -> list[str]:
     return [name for name, options in experiment.oracles.items() if options.trained]
 
 
-def cards(experiment: Experiment) -> list[Path]:
-    """The cards (quality gates) of the classifier, oracles, generators and trained methods."""
+def trainings(
+    experiment: Experiment, methods: Iterable[str], pairs: Iterable[Pair]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What is trained for some methods on some pairs: generators and methods, as (id, scope)."""
+    chosen = tuple(pairs)
+    generators: dict[tuple[str, str], None] = {}
+    trained: dict[tuple[str, str], None] = {}
+    waiting = [method for method in methods if method in experiment.methods]
+    for method in waiting:
+        options = experiment.methods[method]
+        if (earlier := options.builds_on()) is not None and earlier not in waiting:
+            waiting.append(earlier)
+        for pair in (pair for pair in experiment.method_pairs(method) if pair in chosen):
+            if options.trainable:
+                trained[experiment.training_of(method, pair)] = None
+            for name in experiment.required_generators(options.generators()):
+                per_pair = experiment.generators[name].per_pair
+                generators[name, pair_name(pair) if per_pair else ALL_CLASSES] = None
+    return list(generators), list(trained)
+
+
+def cards(
+    experiment: Experiment,
+    generators: Iterable[tuple[str, str]] | None = None,
+    methods: Iterable[tuple[str, str]] | None = None,
+) -> list[Path]:
+    """The cards (quality gates) of the classifier, oracles, generators and trained methods.
+
+    Args:
+        generators, methods: those that are wanted, as (id, scope); all by default.
+    """
     name = experiment.name
+    if generators is None:
+        generators = [(g, s) for g in experiment.generators for s in experiment.scopes(g)]
+    if methods is None:
+        methods = [
+            (method, scope)
+            for method in experiment.trained_methods()
+            for scope in experiment.training_scopes(method)
+        ]
     return [
         layout.classifier(name) / "card.json",
         *(layout.oracle(name, oracle) / "card.json" for oracle in trained_oracles(experiment)),
-        *(
-            layout.generator(name, generator, scope) / "card.json"
-            for generator in experiment.generators
-            for scope in experiment.scopes(generator)
-        ),
-        *(
-            layout.method(name, method, scope) / "card.json"
-            for method in experiment.trained_methods()
-            for scope in experiment.training_scopes(method)
-        ),
+        *(layout.generator(name, *training) / "card.json" for training in generators),
+        *(layout.method(name, *training) / "card.json" for training in methods),
     ]
+
+
+def table_cards(table: Table, experiment: Experiment) -> list[Path]:
+    """The cards of the models behind a table's rows, on the directions that these share."""
+    methods = table_methods(table, experiment)
+    directions = shared_directions(experiment, methods)
+    pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
+    return cards(experiment, *trainings(experiment, methods, pairs))
 
 
 def metric_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
@@ -110,7 +156,7 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
                 paths += pair_files(experiment, method, directions)
             if TIME.name in table.columns:
                 paths += timing_files(experiment, method, directions)
-        paths += cards(experiment)
+        paths += table_cards(table, experiment)
     return paths
 
 

@@ -143,7 +143,7 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
                     if where not in reasons[cell.reason]:
                         reasons[cell.reason].append(where)
         footer.append(_how_made(table, experiment, images, directions))
-        footer += _failed_gates(experiment)
+        footer += _failed_gates(table, experiment)
         if inputs.judged(table):
             footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
     footer += [
@@ -216,11 +216,11 @@ def _how_made(
     )
 
 
-def _failed_gates(experiment: Experiment) -> list[str]:
+def _failed_gates(table: Table, experiment: Experiment) -> list[str]:
     return [
         f"Quality gate failed in {experiment.name}: {gate.model}, {gate.name} is "
         f"{gate.value:.4g}, must be {gate.bound or 'within'} {gate.threshold:.4g}."
-        for gate in aggregate.gates(experiment)
+        for gate in aggregate.gates(experiment, inputs.table_cards(table, experiment))
         if not gate.passed
     ]
 
