@@ -182,9 +182,7 @@ def searching(experiment: Experiment) -> Experiment:
     """The experiment with both searches, ready to explain the pair 4-9."""
     text = EXPERIMENT.replace("\nevaluation", SEARCHES.rstrip() + "\nevaluation")
     autoencoder = "  cem-autoencoder: {kind: cem-autoencoder, width: 4}\nmethods:"
-    files.write_text(
-        Path("config/experiments/tiny.yaml"), text.replace("methods:", autoencoder.lstrip(), 1)
-    )
+    files.write_text(Path("config/experiments/tiny.yaml"), text.replace("methods:", autoencoder, 1))
     found = load_experiment("tiny", "small")
     save_model(
         generators.model_file(found, "cem-autoencoder", "all-classes"),

@@ -96,8 +96,9 @@ class CVE(Method):
         images, count = self.bank.get_buffer("images"), self.bank.get_buffer("count")
         for side, label in enumerate(self.task.pair):
             own = data.images[data.labels == label]
-            answers = self.task.classifier.probabilities(own).argmax(dim=1)
-            own = own[answers == label][: self.options.per_class]
+            if len(own):
+                answers = self.task.classifier.probabilities(own).argmax(dim=1)
+                own = own[answers == label][: self.options.per_class]
             if not len(own):
                 raise UserError(
                     f"cve: the classifier recognises no training image of class {label}; train it "
