@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterlens import bench_references
+from counterlens import bench, bench_references
 from counterlens.classifiers.base import Classifier
 from counterlens.config import GeneratorOptions
 from counterlens.errors import UserError
@@ -189,15 +189,16 @@ def test_kappa_asks_for_a_margin(towards: Linear) -> None:
         {"targeting": "full", "success": "leave-source", "beta": 0.02},
     ],
 )
-def test_the_batch_gives_what_the_published_loops_give(
-    changes: dict, create, shapes, mismatch
-) -> None:
-    made = create("cem", **changes)
-    data = shapes(4, (4, 9), seed=5)
-    answer = made.explain(data.images, data.labels, 13 - data.labels)
-    expected = bench_references.cem(made, data.images, data.labels, 13 - data.labels)
-    assert mismatch(answer.counterfactual, expected) <= 0.02
-    assert (answer.counterfactual != data.images).any()
+def test_the_batch_gives_what_the_published_loops_give(changes: dict, create, shapes) -> None:
+    """In double precision: the iteration enlarges rounding."""
+    made = bench.shortened(create("cem", **changes))
+    x = shapes(4, (4, 9), seed=5).images.double()
+    source = made.task.classifier(x).argmax(dim=1)
+    target = (source + torch.tensor([1, 2, 3, 4])) % 10
+    answer = made.explain(x, source, target)
+    expected = bench_references.cem(made, x, source, target)
+    torch.testing.assert_close(answer.counterfactual, expected, atol=1e-6, rtol=0)
+    assert (answer.counterfactual != x).flatten(1).any(dim=1).all()
 
 
 def test_ink_is_only_added(create, shapes) -> None:

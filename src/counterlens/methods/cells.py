@@ -132,7 +132,10 @@ def join(cells: Tensor, shape: tuple[int, int, int], side: int) -> Tensor:
 
 
 class Exchange(ABC):
-    """A batch of N maps into which cells of their distractors' maps are copied, P cells each."""
+    """A batch of N maps into which cells of their distractors' maps are copied, P cells each.
+
+    A cell is copied into at most once: the candidates of one that was are not of any use.
+    """
 
     @abstractmethod
     def logits(self) -> Tensor:
