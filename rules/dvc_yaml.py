@@ -261,7 +261,12 @@ class Stages:
             f"table_{stage_name(table.name, 'table')}",
             f"{stem}.csv" if table.ranked else table.name,
             deps=[
-                *(metrics(e, name) for e, name in rows),
+                *(metrics(e, name) for e, name in rows if inputs.judged(table)),
+                *(
+                    layout.TIMINGS / e.name / name
+                    for e, name in rows
+                    if inputs.TIME.name in table.columns and name != ORIGINAL_DATA
+                ),
                 *(path for e in experiments for path in models(e, methods[e.name])),
             ],
             parameters=[

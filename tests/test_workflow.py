@@ -316,7 +316,7 @@ def test_only_what_shapes_a_training_trains_anew(project: Workflow) -> None:
 def test_counterfactuals_of_digits(project: Workflow) -> None:
     found = project.counterfactuals("digits")
     folder = "results/digits/counterfactuals"
-    assert len(found) == len(set(found)) == 6 * 4 + 2
+    assert len(found) == len(set(found)) == 8 * 4 + 2
     assert f"{folder}/c3lt/9_to_4.safetensors" in found
     assert f"{folder}/c3lt-n3/3_to_8.safetensors" not in found
     assert f"{folder}/original-data/3_to_8.safetensors" in found
@@ -358,6 +358,7 @@ def test_inputs_of_the_generators_and_methods_of_digits(project: Workflow) -> No
     assert set(project.generators("digits")) == {
         f"{models}/dcgan/all-classes/model.safetensors",
         f"{models}/ddpm/all-classes/model.safetensors",
+        f"{models}/cem-autoencoder/all-classes/model.safetensors",
         f"{models}/ddpm/all-classes/diffusers/model_index.json",
         f"{models}/encoder/3-8/model.safetensors",
         f"{models}/encoder/4-9/model.safetensors",

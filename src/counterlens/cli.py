@@ -139,7 +139,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--method", action="append", help="may be repeated (default: all)")
     found.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
     found.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
+    found.add_argument("--warm-up", type=int, default=3, help="runs before those (default 3)")
     found.add_argument("--peer", choices=("torchattacks",), help="to compare PGD with")
+    help = "images for the published one-at-a-time search of cem and cve (default 0: none)"
+    found.add_argument("--sequential", type=int, default=0, help=help)
     return whole
 
 
@@ -343,4 +346,6 @@ def bench(arguments: Arguments) -> None:
         repeats=arguments.repeats,
         methods=arguments.method or (),
         peer=arguments.peer,
+        sequential=arguments.sequential,
+        warm_up=arguments.warm_up,
     )

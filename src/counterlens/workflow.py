@@ -40,6 +40,7 @@ CONTROL = (
     "__init__",
     "__main__",
     "bench",
+    "bench_references",
     "cli",
     "config",
     "errors",

@@ -63,6 +63,35 @@ def test_per_image_columns_weigh_images_equally(make: Make) -> None:
     assert cell.high == pytest.approx(cell.value + half, abs=half / 4)
 
 
+def test_times_come_from_the_timing_files_alone(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    for direction, seconds, images in (((4, 9), 0.002, 10), ((9, 4), 0.005, 5)):
+        path = layout.timing("toy", "pgd", *direction)
+        content = {**files.read_json(path), "seconds_per_image": seconds, "images": images}
+        files.write_json(path, content)
+    rows = [Row(method="pgd", label="PGD"), Row(method="c3lt", label="C3LT")]
+    rows += [Row(method="cem", label="CEM"), Row(method="original-data", label="Original")]
+    timed = table(rows=rows, columns=["milliseconds"], paper_values={"toy": {"pgd": {}}})
+    found = inputs.table_inputs(timed, {"toy": made.experiment})
+    assert not any("metrics" in path.parts for path in found)
+    assert layout.timing("toy", "c3lt", 9, 4) in found
+    built = tables.build(timed, {"toy": made.experiment})
+    cells = {row.method: built.entry("toy", row.method, "milliseconds").cell for row in rows}
+    assert cells["pgd"].value == pytest.approx((10 * 2 + 5 * 5) / 15) and cells["pgd"].images == 15
+    assert cells["c3lt"].value == 500
+    assert (cells["cem"].status, cells["original-data"].status) == ("not run", "not defined")
+    assert built.entry("toy", "pgd", "milliseconds").best
+    assert "Time per image (ms) ↓" in tables.to_markdown(built, [])
+    both = inputs.table_inputs(
+        table(columns=["validity", "milliseconds"]), {"toy": made.experiment}
+    )
+    assert layout.timing("toy", "pgd", 4, 9) in both
+    assert layout.metrics("toy", "pgd", 4, 9).with_suffix(".json") in both
+    layout.timing("toy", "pgd", 4, 9).unlink()
+    with pytest.raises(UserError, match=r"4_to_9\.json"):
+        tables.build(timed, {"toy": made.experiment})
+
+
 def test_unequal_directions_weigh_by_images_and_sets_by_direction(make: Make) -> None:
     made = make(pairs=((4, 9),))
     few = layout.metrics("toy", "pgd", 9, 4)

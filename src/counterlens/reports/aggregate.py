@@ -114,6 +114,8 @@ class Results:
             return Cell("skipped", reason=self.experiment.skipped[method])
         if not inputs.runs(self.experiment, method):
             return Cell("not run")
+        if column == inputs.TIME.name:
+            return self._time_cell(method, directions)
         if column not in self.columns:
             reason = f"experiment {self.experiment.name} does not compute it"
             return Cell("not available", reason=reason)
@@ -144,6 +146,18 @@ class Results:
             low, high = (bound * declared.scale for bound in mean_interval(values, seed=seed))
         mean = float(values.mean()) * declared.scale
         return Cell("ok", mean, low, high, images=int(values.size))
+
+    def _time_cell(self, method: str, directions: Sequence[Pair]) -> Cell:
+        """Mean over all images of the directions."""
+        if method == ORIGINAL_DATA:
+            return Cell("not defined")
+        read = [
+            files.read_json(path)
+            for path in inputs.timing_files(self.experiment, method, directions)
+        ]
+        images = sum(int(each["images"]) for each in read)
+        seconds = sum(float(each["seconds_per_image"]) * int(each["images"]) for each in read)
+        return Cell("ok", seconds / max(1, images) * inputs.TIME.scale, images=images)
 
     def _pair_cell(self, method: str, column: Column, directions: Sequence[Pair]) -> Cell:
         """Mean over the pairs that the directions belong to."""

@@ -102,10 +102,14 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
         query, counterfactual = tensors["query"][row], tensors["counterfactual"][row]
         image = int(table["image"].iloc[row])
         curve = curves[curves["image"] == image].iloc[0]
-        mask = tensors["mask"][row] if "mask" in tensors else np.abs(counterfactual - query)
-        flat = torch.from_numpy(mask).float().mean(0).reshape(1, -1)
-        inserted, total, _ = insertion_steps(flat, int(asked[0]))
-        order = inserted.numpy().reshape(query.shape[1:])
+        if "edit_order" in tensors:
+            order = tensors["edit_order"][row][0]
+            total = int(order.max())
+        else:
+            mask = tensors["mask"][row] if "mask" in tensors else np.abs(counterfactual - query)
+            flat = torch.from_numpy(mask).float().mean(0).reshape(1, -1)
+            inserted, total, _ = insertion_steps(flat, int(asked[0]))
+            order = inserted.numpy().reshape(query.shape[1:])
         moments = np.unique(np.linspace(0, total, CURVE_IMAGES).round().astype(int))
         above, below = part.subfigures(2, 1, height_ratios=[1, 1.5])
         for axes, moment in zip(above.subplots(1, len(moments)), moments, strict=True):
@@ -116,11 +120,11 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
             ("target", direction[1], TARGET),
             ("source", direction[0], SOURCE),
         ):
-            values = np.asarray(curve[f"curve_{role}"], dtype=np.float64)
+            values = np.asarray(curve[f"curve_{role}"], dtype=np.float64)[: total + 1]
             area = float(curve[f"aupc_{role}"])
             axes.plot(values, color=color, lw=2, label=f"class {names[label]}: area {area:.3f}")
             axes.fill_between(np.arange(len(values)), values, color=color, alpha=0.12, lw=0)
-        axes.set(xlim=(0, total), ylim=(0, 1.02), xlabel="step t", ylabel="probability")
+        axes.set(xlim=(0, max(total, 1)), ylim=(0, 1.02), xlabel="step t", ylabel="probability")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="center right")
         where = aggregate.direction_name(experiment, direction)

@@ -9,6 +9,7 @@ from counterlens import layout
 from counterlens.config import (
     ALL_CLASSES,
     ORIGINAL_DATA,
+    Column,
     Experiment,
     Figure,
     Pair,
@@ -16,6 +17,11 @@ from counterlens.config import (
     pair_name,
 )
 from counterlens.errors import UserError
+
+TIME = Column(
+    name="milliseconds", label="Time per image", unit="ms", direction="down", scale=1e3, decimals=4
+)
+"""The one column that is measured while counterfactuals are made, and so differs at every run."""
 
 
 def runs(experiment: Experiment, method: str) -> bool:
@@ -145,8 +151,11 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
                 "no direction in common; give them a common pair under 'pairs'"
             )
         for method in methods:
-            paths += metric_files(experiment, method, directions)
-            paths += pair_files(experiment, method, directions)
+            if judged(table):
+                paths += metric_files(experiment, method, directions)
+                paths += pair_files(experiment, method, directions)
+            if TIME.name in table.columns:
+                paths += timing_files(experiment, method, directions)
         paths += table_cards(table, experiment)
     return paths
 
@@ -156,6 +165,11 @@ def figure_methods(figure: Figure, experiment: Experiment) -> tuple[str, ...]:
     if figure.kind != "pareto":
         return figure.methods
     return tuple(method for method in figure.methods if runs(experiment, method))
+
+
+def judged(table: Table) -> bool:
+    """Whether any column of a table is a metric's."""
+    return any(column != TIME.name for column in table.columns)
 
 
 def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
@@ -243,9 +257,9 @@ def sample_sheets(experiment: Experiment) -> list[Path]:
 def timing_inputs(experiment: Experiment) -> list[Path]:
     """The measured seconds per image of every method and direction."""
     return [
-        layout.timing(experiment.name, method, *direction)
+        path
         for method in experiment.methods
-        for direction in experiment.directions(method)
+        for path in timing_files(experiment, method, experiment.directions(method))
     ]
 
 
@@ -277,3 +291,10 @@ def cost_inputs(experiment: Experiment) -> list[Path]:
     for method in experiment.methods:
         found += training_times(experiment, method) + generator_times(experiment, method)
     return list(dict.fromkeys(found))
+
+
+def timing_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The measured seconds per image of a method on some directions; real images take none."""
+    if method == ORIGINAL_DATA:
+        return []
+    return [layout.timing(experiment.name, method, *direction) for direction in directions]

@@ -54,7 +54,12 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
         methods = inputs.table_methods(table, experiment)
         directions = inputs.shared_directions(experiment, methods)
         results = Results(experiment)
-        images = {method: results.images(method, directions) for method in methods}
+        images = {
+            method: results.images(method, directions)
+            if inputs.judged(table)
+            else results.cell(method, inputs.TIME.name, directions).images
+            for method in methods
+        }
         cells = {
             column.name: {
                 row.method: results.cell(row.method, column.name, directions) for row in table.rows
@@ -80,7 +85,8 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
             counted = [column.label for column in board.complete(cells, declared)]
             footer.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
         footer += _failed_gates(table, experiment)
-        footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
+        if inputs.judged(table):
+            footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
     footer += [
         claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
@@ -164,7 +170,7 @@ def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> s
 
 
 def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Column, ...]:
-    known: dict[str, Column] = {}
+    known: dict[str, Column] = {inputs.TIME.name: inputs.TIME}
     for name in table.experiments:
         known = {**experiments[name].columns(), **known}
     unknown = {name: Column(name=name, label=name, direction="none") for name in table.columns}
