@@ -1,6 +1,7 @@
 rule classifier:
     input:
         data=project.dataset_of,
+        weights=project.pretrained_of,
         code=project.classifier_code,
     output:
         model="results/{experiment}/classifier/model.safetensors",

@@ -91,7 +91,7 @@ class Stages:
                 [*raw, layout.PREPARED / options.name],
                 own_code([options]),
             )
-        if any(oracle.weights for e in self.experiments for oracle in e.oracles.values()):
+        if any(o.weights for e in self.experiments for o in (e.classifier, *e.oracles.values())):
             yield self.download("pretrained", [layout.WEIGHTS])
         for e in self.experiments:
             yield from self.experiment(e)
@@ -145,7 +145,7 @@ class Stages:
         classifier = layout.classifier(e.name)
         yield self.stage(
             f"classifiers_{e.name}",
-            deps=[data],
+            deps=[data, *([layout.WEIGHTS] if e.classifier.weights else [])],
             parameters=parameters(e.name, "classifier"),
             outs=[classifier],
             code=own_code(parts(e)),
@@ -236,7 +236,7 @@ class Stages:
                 *(layout.TIMINGS / e.name / name for name in e.methods),
             ],
             parameters=[(str(file), ()) for file, _ in chain(e.name)],
-            outs=[layout.report(e.name), *animated],
+            outs=[layout.report(e.name), *animated, layout.RESULTS / e.name / "found"],
             reports=[cost.with_suffix(".csv"), cost.with_suffix(".md")],
         )
 
@@ -244,6 +244,7 @@ class Stages:
         """One table: `table_c3lt_1_mnist` for `c3lt-table1-mnist`."""
         experiments = [self.project.experiments[name] for name in table.experiments]
         rows = [(e, name) for e in experiments for name in inputs.table_methods(table, e)]
+        asked = [(e, name) for e in experiments for name in inputs.filtered_methods(table, e)]
         stem = layout.TABLES / table.name
         source = max(
             (p for p in (CONFIG_DIR / "tables").glob("*.yaml") if belongs(table.name, p.stem)),
@@ -254,6 +255,7 @@ class Stages:
             table.name,
             deps=[
                 *(metrics(e, name) for e, name in rows),
+                *(counterfactuals(e, name) for e, name in asked),
                 *(path for e in experiments for path in models(e)),
             ],
             parameters=[

@@ -127,7 +127,7 @@ def embeddings(model: Classifier, data: ImageSet, device: torch.device) -> np.nd
 
 
 def run(experiment: Experiment, device: torch.device) -> None:
-    """Stage `classifier`: train the explained classifier and write its five files."""
+    """Stage `classifier`: train the explained classifier, or read it, and write its five files."""
     dataset = experiment.dataset.name
     sources = [layout.prepared(dataset, split) for split in ("train", "test")]
     settings = experiment.settings("classifier")
@@ -135,7 +135,14 @@ def run(experiment: Experiment, device: torch.device) -> None:
     torch.manual_seed(seed)
     model = base.create(experiment)
     checkpoint = Checkpoint(settings, sources)
-    history = fit(model, load_split(sources[0]), experiment.classifier, seed, device, checkpoint)
+    options = experiment.classifier
+    if options.trained:
+        data = load_split(sources[0], shown(experiment))
+        history = fit(model, data, options, seed, device, checkpoint)
+    else:
+        model.read_weights()
+        devices.place(model, device).eval()
+        history = [{"epoch": 0}]
     test_set = load_split(sources[1])
     table = predictions(model, test_set)
 
@@ -149,6 +156,14 @@ def run(experiment: Experiment, device: torch.device) -> None:
     files.write_json(folder / "card.json", card(experiment, model, history, table))
     save_model(folder / "model.safetensors", model)
     checkpoint.remove()
+
+
+def shown(experiment: Experiment) -> list[int] | None:
+    """The classes whose training images the classifier is shown; None: all of them."""
+    left_out = experiment.classifier.left_out
+    if not left_out:
+        return None
+    return [k for k in range(len(experiment.dataset.classes)) if k not in left_out]
 
 
 def card(

@@ -19,6 +19,7 @@ import pandas as pd
 
 from counterlens import layout
 from counterlens.config import (
+    ORIGINAL_DATA,
     Claim,
     Column,
     Experiment,
@@ -27,7 +28,7 @@ from counterlens.config import (
     load_experiment,
     load_table,
 )
-from counterlens.reports import aggregate, inputs, page
+from counterlens.reports import aggregate, found, inputs, page
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.runtime import files
 
@@ -45,12 +46,16 @@ CSV_COLUMNS = (
     "difference",
     "images",
     "status",
+    "all_images",
 )
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell of a table: ours and the paper's, both in printed units."""
+    """One cell of a table: ours and the paper's, both in printed units.
+
+    `all_images` is the mean over all images beside a cell that counts only some of them.
+    """
 
     experiment: str
     method: str
@@ -59,6 +64,7 @@ class Entry:
     cell: Cell
     paper: float | None
     best: bool
+    all_images: float | None = None
 
     @property
     def difference(self) -> float | None:
@@ -118,28 +124,37 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     for name in table.experiments:
         experiment = experiments[name]
         methods = inputs.table_methods(table, experiment)
-        directions = inputs.shared_directions(experiment, methods)
+        directions = {m: inputs.table_directions(table, experiment, m) for m in methods}
         results = Results(experiment)
-        images = {method: results.images(method, directions) for method in methods}
+        images = {method: results.images(method, directions[method]) for method in methods}
+        only = found.counted(table, experiment)
         for column in declared:
-            cells = {
-                row.method: results.cell(row.method, column.name, directions) for row in table.rows
-            }
-            winners = aggregate.best(cells, column)
+            cells: dict[str, Cell] = {}
+            beside: dict[str, float | None] = {}
             for row in table.rows:
-                cell = cells[row.method]
-                paper = table.paper_values.get(name, {}).get(row.method, {}).get(column.name)
-                entries.append(
-                    Entry(name, row.method, row.label, column, cell, paper, row.method in winners)
-                )
+                asked = (row.method, column.name, directions.get(row.method, ()))
+                cells[row.method] = results.cell(*asked)
+                if only is not None and column.per == "image" and row.method != ORIGINAL_DATA:
+                    beside[row.method] = cells[row.method].value
+                    cells[row.method] = results.cell(*asked, only=only)
+            winners = aggregate.best(cells, column) if table.directions == "shared" else ()
+            for row in table.rows:
+                method, cell = row.method, cells[row.method]
+                paper = table.paper_values.get(name, {}).get(method, {}).get(column.name)
+                entry = (name, method, row.label, column, cell, paper, method in winners)
+                entries.append(Entry(*entry, beside.get(method)))
                 if cell.reason is not None:
                     where = f"{column.label}{f' {column.unit}' if column.unit else ''}"
                     reasons.setdefault(cell.reason, [])
                     if where not in reasons[cell.reason]:
                         reasons[cell.reason].append(where)
-        footer.append(_how_made(table, experiment, images, directions))
+        named = tuple(dict.fromkeys(d for each in directions.values() for d in each))
+        footer.append(_how_made(table, experiment, images, named))
+        if only is not None:
+            footer.append(found.in_words(table, experiment, declared, only))
         footer += _failed_gates(experiment)
-        footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
+        sets = [(method, d) for d in named for method in methods if d in directions[method]]
+        footer += [f"{name}: {note}." for note in results.notes(sets)]
     footer += [
         claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
@@ -235,6 +250,7 @@ def to_frame(built: Built) -> pd.DataFrame:
             e.difference,
             e.cell.images,
             e.cell.status,
+            e.all_images,
         )
         for e in built.entries
     ]
@@ -266,6 +282,9 @@ def _text(entry: Entry) -> tuple[str, str | None, str | None]:
         if cell.low is not None and cell.high is not None:
             low, high = (aggregate.number(bound, decimals) for bound in (cell.low, cell.high))
             interval = f"[{low}, {high}]"
+    if entry.all_images is not None:
+        beside = f"all images {aggregate.number(entry.all_images, decimals)}"
+        interval = beside if interval is None else f"{interval}, {beside}"
     versus = None
     if entry.paper is not None:
         versus = f"paper {_as_printed(entry.paper, decimals)}"
