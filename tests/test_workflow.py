@@ -29,9 +29,10 @@ def project(root: Path) -> Workflow:
 
 
 def jobs(project: Workflow) -> Iterator[SimpleNamespace]:
-    """Wildcards of every experiment with each of its methods, generators (if any) and oracles."""
+    """Wildcards of every experiment with each of its methods, generators and oracles, if any."""
     for name, e in project.experiments.items():
-        for method, generator, oracle in product(e.methods, e.generators or [None], e.oracles):
+        some = (e.generators or [None], e.oracles or [None])
+        for method, generator, oracle in product(e.methods, *some):
             a, b = e.method_pairs(method)[0]
             yield SimpleNamespace(
                 experiment=name,
@@ -59,8 +60,9 @@ def code_functions() -> list[str]:
 
 
 def of_this_job(wildcards: SimpleNamespace, functions: Iterable[str]) -> list[str]:
-    """The functions, less those of a generator where the job's experiment has none."""
-    return [f for f in functions if wildcards.generator or not f.startswith("generator_")]
+    """The functions, less those of a generator or oracle where the job's experiment has none."""
+    absent = {kind for kind in ("generator", "oracle") if not getattr(wildcards, kind)}
+    return [f for f in functions if f.partition("_")[0] not in absent]
 
 
 def test_every_rule_has_code_as_input() -> None:
