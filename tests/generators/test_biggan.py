@@ -33,6 +33,10 @@ INDICES = (3, 11)
 class Config:
     """As the package's `BigGANConfig`: attributes read from a JSON file."""
 
+    output_dim: int
+    z_dim: int
+    num_classes: int
+
     def __init__(self, **content: Any) -> None:
         self.__dict__.update(content)
 
@@ -228,6 +232,7 @@ def method(create, released, judge) -> C3LT:
         {
             "kind": "c3lt",
             "generator": "biggan",
+            "encoder": None,
             "queries": "sampled",
             "sampling": {"count": 32, "batch_size": 8},
             "gamma": 0,

@@ -31,8 +31,8 @@ class Options(MethodOptions):
     """Hyper-parameters of C3LT.
 
     Attributes:
-        generator, encoder: ids of the experiment's decoder and encoder (a VAE may be both). Without
-            an encoder the maps are trained on samples of the generator.
+        generator, encoder: ids of the experiment's decoder and encoder (a VAE may be both). With
+            `encoder: null` the maps are trained on samples of the generator.
         sampling: how these samples are drawn.
         queries: without an encoder, explain the `given` images, whose latents are optimised, or in
             their place images `sampled` from the source class.
@@ -55,7 +55,7 @@ class Options(MethodOptions):
     explaining: ClassVar[tuple[str, ...]] = ("queries", "inversion")
 
     generator: str
-    encoder: str | None = None
+    encoder: str | None
     sampling: SamplingOptions = SamplingOptions()
     queries: Literal["given", "sampled"] = "given"
     inversion: InversionOptions = InversionOptions()
