@@ -142,7 +142,7 @@ def run(experiment: Experiment, device: torch.device) -> None:
     else:
         model.read_weights()
         devices.place(model, device).eval()
-        history = [{"epoch": 0}]
+        history = [{"epoch": 0.0}]
     test_set = load_split(sources[1])
     table = predictions(model, test_set)
 

@@ -103,7 +103,7 @@ class Results:
         column: str,
         directions: Sequence[Pair],
         *,
-        only: Mapping[Pair, pd.Index] | None = None,
+        only: Mapping[Pair, Sequence[int]] | None = None,
         interval: bool = True,
     ) -> Cell:
         """One number: a method, a column, some directions.
@@ -143,7 +143,7 @@ class Results:
         parts = [each.per_image for each in found]
         if only is not None:
             counted = zip(directions, parts, strict=True)
-            parts = [part[part["image"].isin(only[direction])] for direction, part in counted]
+            parts = [part.loc[part["image"].isin(only[direction])] for direction, part in counted]
             if not any(map(len, parts)):
                 return Cell("not available", reason=NONE_FOUND_BY_ALL)
         values = np.concatenate([part[column].to_numpy(np.float64) for part in parts])

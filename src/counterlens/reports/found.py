@@ -38,12 +38,12 @@ def found_by(experiment: Experiment, methods: Iterable[str], direction: Pair) ->
     return pd.DataFrame(columns).sort_index().rename_axis("image")
 
 
-def found_by_all(table: pd.DataFrame) -> pd.Index:
+def found_by_all(table: pd.DataFrame) -> list[int]:
     """The images for which every column says that one was found, in order."""
-    return table.index[table.fillna(False).all(axis=1)]
+    return table.index[table.fillna(False).all(axis=1)].tolist()
 
 
-def counted(table: Table, experiment: Experiment) -> dict[Pair, pd.Index] | None:
+def counted(table: Table, experiment: Experiment) -> dict[Pair, list[int]] | None:
     """The images of each direction for which every row found one; None where all images count.
 
     The stage's files tell it of all methods that the experiment runs. A table reads the
@@ -59,7 +59,10 @@ def counted(table: Table, experiment: Experiment) -> dict[Pair, pd.Index] | None
 
 
 def in_words(
-    table: Table, experiment: Experiment, columns: Sequence[Column], only: Mapping[Pair, pd.Index]
+    table: Table,
+    experiment: Experiment,
+    columns: Sequence[Column],
+    only: Mapping[Pair, Sequence[int]],
 ) -> str:
     """A line for the footer: which images a filtered table counts, and for which columns."""
     asked = inputs.filtered_methods(table, experiment)
@@ -85,8 +88,8 @@ def run(experiment: Experiment, source: int, target: int) -> None:
         "source": source,
         "target": target,
         "images": len(table),
-        "explained": {method: int(table[method].notna().sum()) for method in methods},
-        "found": {method: int(table[method].sum()) for method in methods},
+        "explained": {name: int(count) for name, count in table.count().items()},
+        "found": {name: int(count) for name, count in table.sum().items()},
         "found_by_all": len(common),
     }
     files.write_json(place.with_suffix(".json"), counts)
