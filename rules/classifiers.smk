@@ -2,6 +2,7 @@ rule classifier:
     input:
         data=project.dataset_of,
         files=project.classifier_files,
+        weights=project.pretrained_of,
         code=project.classifier_code,
     output:
         model="results/{experiment}/classifier/model.safetensors",

@@ -92,7 +92,7 @@ class Stages:
                 [*raw, layout.PREPARED / options.name],
                 own_code([options]),
             )
-        if any(oracle.weights for e in self.experiments for oracle in e.oracles.values()):
+        if any(needs_weights(e) for e in self.experiments):
             yield self.download("pretrained", [layout.WEIGHTS])
         for e in self.experiments:
             yield from self.experiment(e)
@@ -146,7 +146,7 @@ class Stages:
         classifier = layout.classifier(e.name)
         yield self.stage(
             f"classifiers_{e.name}",
-            deps=[data],
+            deps=[data, *([layout.WEIGHTS] if e.classifier.named_weights else [])],
             parameters=parameters(e.name, "classifier"),
             outs=[classifier],
             code=own_code(parts(e)),
@@ -247,7 +247,7 @@ class Stages:
                     for figure in self.project.pareto_figures(e.name)
                 ),
             ],
-            outs=[layout.report(e.name), *animated],
+            outs=[layout.report(e.name), *animated, layout.RESULTS / e.name / "found"],
             reports=[cost.with_suffix(".csv"), cost.with_suffix(".md")],
         )
 
@@ -256,6 +256,7 @@ class Stages:
         experiments = [self.project.experiments[name] for name in table.experiments]
         methods = {e.name: inputs.table_methods(table, e) for e in experiments}
         rows = [(e, name) for e in experiments for name in methods[e.name]]
+        asked = [(e, name) for e in experiments for name in inputs.filtered_methods(table, e)]
         stem = layout.TABLES / table.name
         return self.stage(
             f"table_{stage_name(table.name, 'table')}",
@@ -267,6 +268,7 @@ class Stages:
                     for e, name in rows
                     if inputs.TIME.name in table.columns and name != ORIGINAL_DATA
                 ),
+                *(counterfactuals(e, name) for e, name in asked),
                 *(path for e in experiments for path in models(e, methods[e.name])),
             ],
             parameters=[
@@ -316,6 +318,11 @@ def parts(e: Experiment) -> list[Options]:
 def generator(e: Experiment, name: str) -> Path:
     """Folder of a generator on all its scopes."""
     return layout.RESULTS / e.name / "generators" / name
+
+
+def needs_weights(e: Experiment) -> bool:
+    """Whether any model of an experiment loads named weights."""
+    return bool(e.classifier.named_weights) or any(o.weights for o in e.oracles.values())
 
 
 def oracles(e: Experiment) -> Path:

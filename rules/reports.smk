@@ -1,3 +1,30 @@
+rule found:
+    input:
+        tables=project.found_inputs,
+        code=project.report_code("found"),
+    output:
+        table="results/{experiment}/found/{source}_to_{target}.parquet",
+        counts="results/{experiment}/found/{source}_to_{target}.json",
+    log:
+        "logs/{experiment}/found/{source}_to_{target}.log",
+    benchmark:
+        "benchmarks/{experiment}/found/{source}_to_{target}.tsv"
+    conda:
+        "../envs/conda.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        scale=project.scale,
+    message:
+        "recording what was found from {wildcards.source} to {wildcards.target}"
+        " ({wildcards.experiment})"
+    shell:
+        "counterlens found --experiment {wildcards.experiment} --scale {params.scale}"
+        " --source {wildcards.source} --target {wildcards.target} > {log} 2>&1"
+
+
 rule table:
     input:
         metrics=project.table_inputs,

@@ -25,6 +25,7 @@ from counterlens.config import (
     table_names,
 )
 from counterlens.errors import UserError
+from counterlens.reports import inputs
 
 SHIPPED = Path(__file__).parents[1] / "config"
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
@@ -133,6 +134,22 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
     "pair of an absent class": (
         lambda e: e.update(pairs=[[4, 10]]),
         ("pairs: [4, 10] is not two different class indices in 0..9",),
+    ),
+    "further pair twice": (
+        lambda e: e.update(further_pairs=[[9, 4]]),
+        ("pairs: a pair stands twice",),
+    ),
+    "class left out that is none": (
+        lambda e: e["classifier"].update(left_out=[9, 10]),
+        ("classifier.left_out: 10 is no class index in 0..9",),
+    ),
+    "encoder left out, latents of none": (
+        lambda e: e["methods"]["c3lt"].update(encoder=None, generator="encoder"),
+        ("methods.c3lt: 'encoder' decodes no latents",),
+    ),
+    "unknown key of a group of options": (
+        lambda e: e["methods"]["c3lt"].update(inversion={"step": 3}),
+        ("methods.c3lt.inversion.step: unknown key; allowed: batch_size, feature_weight, lr",),
     ),
     "pair of three": (lambda e: e.update(pairs=[[3, 4, 5]]), ("pairs.0",)),
     "pair twice": (
@@ -458,6 +475,23 @@ def test_directions_scopes_and_columns(write) -> None:
     assert parse_pair(pair_name((4, 9))) == (4, 9)
 
 
+def further(e: dict[str, Any]) -> None:
+    """A pair of its own for one more method."""
+    e["further_pairs"] = [[5, 2]]
+    e["methods"]["far"] = {**e["methods"]["c3lt"], "pairs": [[5, 2]]}
+
+
+def test_further_pairs_are_for_the_methods_that_name_them(write) -> None:
+    write(changed(further))
+    e = load_experiment("tiny", "small")
+    assert e.directions("far") == ((5, 2), (2, 5))
+    both = ((3, 8), (8, 3), (4, 9), (9, 4))
+    assert e.directions("c3lt") == e.directions("pgd") == e.directions("original-data") == both
+    assert e.pair_of(2, 5) == (5, 2) and e.all_pairs() == ((3, 8), (4, 9), (5, 2))
+    assert e.scopes("encoder") == ("3-8", "4-9", "5-2")
+    assert e.training_scopes("far") == {"5-2": ((5, 2),)}
+
+
 def mirror(**options: Any) -> dict[str, Any]:
     """A tiny experiment with Mirror-CFE, trained once and used twice."""
     content = changed(lambda e: e.update(classifier={"kind": "gap-resnet"}))
@@ -560,6 +594,19 @@ def test_every_shipped_figure_loads(name: str, root: Path) -> None:
         assert set(figure.directions) <= set(e.directions(method))
 
 
+@pytest.mark.parametrize("name", ["c3lt-mnist", "c3lt-fashion-mnist"])
+@pytest.mark.parametrize("scale", ["small", "published"])
+def test_tables_1_to_3_of_c3lt_are_about_six_directions(name: str, scale: Any, root: Path) -> None:
+    e = load_experiment(name, scale)
+    assert e.further_pairs and "c3lt-far" in e.methods
+    six = e.directions("original-data")
+    assert len(six) == 6
+    for number in (1, 2, 3):
+        table = load_table(f"c3lt-table{number}")
+        for method in inputs.table_methods(table, e):
+            assert inputs.table_directions(table, e, method) == six, (number, method)
+
+
 def test_every_shipped_table_loads(root: Path) -> None:
     names = table_names()
     assert len(names) == len(set(names)) > 5 and "c3lt-table1-digits" in names
@@ -582,7 +629,7 @@ def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
     whole, part = load_table("c3lt-table1"), load_table("c3lt-table1-digits")
     assert part.experiments == ("digits",)
     assert whole.model_copy(update={"name": part.name, "experiments": part.experiments}) == part
-    with pytest.raises(UserError, match=r"no such table; known: c3lt-table1, c3lt-table1-mnist"):
+    with pytest.raises(UserError, match=r"no such table; known: .*c3lt-table1, c3lt-table1-mnist"):
         load_table("c3lt-table1-cats")
     with pytest.raises(UserError, match="no such table"):
         load_table("c3lt-table")

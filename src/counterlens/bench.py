@@ -193,12 +193,12 @@ def one_at_a_time(
 
 def bare(method: Method, x: Tensor, target: Tensor) -> tuple[str, Run] | None:
     """The passes that a method cannot do without, in words and to run; None where not known."""
-    if isinstance(method, C3LT):
+    if isinstance(method, C3LT) and (encoder := method.encoder) is not None:
         latent_map = method.maps["g" if int(target[0]) == method.task.pair[1] else "h"]
 
         def latent_passes() -> None:
             with torch.inference_mode():
-                method.generator.decode(latent_map(method.encoder.encode(x)))
+                method.generator.decode(latent_map(encoder.encode(x)))
 
         return "encode, map, decode", latent_passes
     if isinstance(method, PGD):
@@ -307,7 +307,7 @@ def report(result: Mapping[str, Any]) -> str:
 
 
 def _pair(experiment: Experiment, name: str | None) -> Pair:
-    pairs = {pair_name(pair): pair for pair in experiment.pairs}
+    pairs = {pair_name(pair): pair for pair in experiment.all_pairs()}
     if name is None:
         return experiment.pairs[0]
     if name not in pairs:

@@ -123,6 +123,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--target", type=int, help="class index aimed at")
     found.add_argument("--pair", help="all directions of a pair such as 4-9, instead of one")
 
+    help = "record which method found a counterfactual for which query"
+    with_direction(with_experiment(stage("found", found_by_all, help)))
+
     found = with_scale(stage("table", table, "build one table of a paper"))
     found.add_argument("--table", required=True)
     found = with_scale(stage("figure", figure, "draw one figure of a paper"))
@@ -291,6 +294,12 @@ def metrics(arguments: Arguments) -> None:
         compute.compute_pair(chosen, arguments.method, parse_pair(pair), where)
     else:
         compute.compute(chosen, arguments.method, source, target, where)
+
+
+def found_by_all(arguments: Arguments) -> None:
+    from counterlens.reports import found
+
+    found.run(experiment(arguments), arguments.source, arguments.target)
 
 
 def table(arguments: Arguments) -> None:

@@ -108,16 +108,18 @@ class ClassifierOptions(Options):
 
     `has_gap`: the logits are one linear layer on globally average-pooled features. `has_maps`: its
     feature maps can be read. `trained`: whether the experiment trains it; otherwise it is read
-    from `files` of the user's.
+    from `files` of the user's or from `named_weights`.
     `max_shift`: training images are moved by up to that many pixels. `flip`: half of them are
     mirrored. `attribute_weight`: of a second loss in training, on the dataset's attributes, which
-    makes the features richer. `precision`: of training; answers are always in float32.
+    makes the features richer. `left_out`: classes whose training images are not shown to it; it
+    can still answer them. `precision`: of training; answers are always in float32.
     """
 
     has_gap: ClassVar[bool] = False
     has_maps: ClassVar[bool] = True
     trained: ClassVar[bool] = True
     retrainable: ClassVar[bool] = True
+    named_weights: ClassVar[tuple[str, ...]] = ()
 
     epochs: int = Field(default=20, gt=0)
     batch_size: int = Field(default=128, gt=0)
@@ -127,6 +129,7 @@ class ClassifierOptions(Options):
     max_shift: int = Field(default=0, ge=0)
     flip: bool = False
     attribute_weight: float = Field(default=0.0, ge=0)
+    left_out: tuple[int, ...] = ()
     precision: Literal["fp32", "bf16"] = "bf16"
 
     @property
@@ -138,7 +141,8 @@ class ClassifierOptions(Options):
 class GeneratorOptions(Options):
     """`per_pair`: trained once per class pair instead of once for all classes.
 
-    `decodes`, `encodes`: what it can do with a latent and with an image.
+    `decodes`, `encodes`: what it can do with a latent and with an image. `conditional`: a latent
+    holds the class.
     """
 
     per_pair: ClassVar[bool] = False
@@ -146,6 +150,7 @@ class GeneratorOptions(Options):
     has_discriminator: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
+    conditional: ClassVar[bool] = False
 
     def requires(self) -> tuple[str, ...]:
         """Ids of the generators that must be trained before this one."""
@@ -313,6 +318,8 @@ class Experiment(Model):
 
     `unsuited` methods, which cannot serve the classifier or the dataset, are an error or skipped;
     `skipped` gives the reason of each method that the tables show without numbers.
+    `further_pairs`: pairs that only those methods are run on that name them under `pairs`, and that
+    no table counts which shows other methods besides.
     """
 
     name: Identifier
@@ -321,6 +328,7 @@ class Experiment(Model):
     seed: int
     dataset: SerializeAsAny[DatasetOptions]
     pairs: tuple[Pair, ...] = Field(min_length=1)
+    further_pairs: tuple[Pair, ...] = ()
     classifier: SerializeAsAny[ClassifierOptions]
     generators: dict[Identifier, SerializeAsAny[GeneratorOptions]] = {}
     oracles: dict[Identifier, SerializeAsAny[OracleOptions]] = {}
@@ -333,7 +341,11 @@ class Experiment(Model):
     def method_pairs(self, method: str) -> tuple[Pair, ...]:
         """The pairs a method (or `original-data`) is run on, in the experiment's order."""
         chosen = None if method == ORIGINAL_DATA else self.methods[method].pairs
-        return self.pairs if chosen is None else tuple(p for p in self.pairs if p in chosen)
+        return self.pairs if chosen is None else tuple(p for p in self.all_pairs() if p in chosen)
+
+    def all_pairs(self) -> tuple[Pair, ...]:
+        """The pairs of every method, and those of some."""
+        return (*self.pairs, *self.further_pairs)
 
     def trained_methods(self) -> tuple[str, ...]:
         """The methods that have a training of their own."""
@@ -381,7 +393,7 @@ class Experiment(Model):
 
     def pair_of(self, source: int, target: int) -> Pair:
         """The experiment's pair that a direction belongs to."""
-        return (source, target) if (source, target) in self.pairs else (target, source)
+        return (source, target) if (source, target) in self.all_pairs() else (target, source)
 
     def columns(self) -> dict[str, Column]:
         """Every metric column of the experiment by name."""
@@ -397,7 +409,7 @@ class Experiment(Model):
             if generator in self.required_generators(self.methods[method].generators())
         ]
         used = {pair for method in users for pair in self.method_pairs(method)}
-        return tuple(pair_name(pair) for pair in self.pairs if pair in used)
+        return tuple(pair_name(pair) for pair in self.all_pairs() if pair in used)
 
     def required_generators(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The named generators and all that those require, each once."""
@@ -448,7 +460,10 @@ class Table(Model):
     """A numbered table of a paper: its rows, columns and published numbers.
 
     `paper_values` maps experiment, method and column to the number as printed. `ranked`: each row
-    has a rank in each column, and the mean of its ranks; the paper is then none.
+    has a rank in each column, and the mean of its ranks; the paper is then none. `directions`: each
+    row is about the directions that it has in common with the others (`shared`), or about all of
+    its `own`. `filter`: `found-by-all` averages what is measured per image over the images for
+    which every row found a counterfactual, and prints the mean over all images beside it.
     """
 
     name: Identifier
@@ -458,6 +473,8 @@ class Table(Model):
     rows: tuple[Row, ...] = Field(min_length=1)
     columns: tuple[str, ...] = Field(min_length=1)
     experiments: tuple[Identifier, ...] = Field(min_length=1)
+    directions: Literal["shared", "own"] = "shared"
+    filter: Literal["none", "found-by-all"] = "none"
     paper_values: dict[str, dict[str, dict[str, float]]] = {}
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
@@ -693,14 +710,17 @@ def _check(path: Path, experiment: Experiment) -> None:
         raise UserError(f"{path}: {key}: {message}")
 
     classes = len(experiment.dataset.classes)
-    for pair in experiment.pairs:
+    for pair in experiment.all_pairs():
         if pair[0] == pair[1] or not all(0 <= index < classes for index in pair):
             fail("pairs", f"{list(pair)} is not two different class indices in 0..{classes - 1}")
-    if len({frozenset(pair) for pair in experiment.pairs}) < len(experiment.pairs):
+    if len({frozenset(pair) for pair in experiment.all_pairs()}) < len(experiment.all_pairs()):
         fail("pairs", "a pair stands twice; pairs are unordered")
     for file in experiment.classifier.files:
         if not Path(file).is_file():
             fail("classifier", f"'{file}': no such file")
+    for label in experiment.classifier.left_out:
+        if not 0 <= label < classes:
+            fail("classifier.left_out", f"{label} is no class index in 0..{classes - 1}")
     if experiment.classifier.attribute_weight and not experiment.dataset.attributes:
         fail("classifier.attribute_weight", f"'{experiment.dataset.name}' has no attributes")
     for name, generator in experiment.generators.items():
@@ -732,7 +752,7 @@ def _check(path: Path, experiment: Experiment) -> None:
         if name == ORIGINAL_DATA:
             fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
         for pair in method.pairs or ():
-            if pair not in experiment.pairs:
+            if pair not in experiment.all_pairs():
                 fail(f"methods.{name}.pairs", f"{list(pair)} is not one of the experiment's pairs")
             if method.pairs and method.pairs.count(pair) > 1:
                 fail(f"methods.{name}.pairs", f"{list(pair)} stands twice")

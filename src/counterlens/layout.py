@@ -75,6 +75,11 @@ def training_time(experiment: str, section: str, name: str, scope: str) -> Path:
     return TIMINGS / experiment / "training" / section / name / f"{scope}.json"
 
 
+def found(experiment: str, source: int, target: int) -> Path:
+    """Which method found a counterfactual for which query, without suffix (`.parquet`, `.json`)."""
+    return RESULTS / experiment / "found" / f"{source}_to_{target}"
+
+
 def metrics(experiment: str, method: str, source: int, target: int) -> Path:
     """Metrics of a counterfactual set, without suffix (`.json`, `.parquet`)."""
     return RESULTS / experiment / "metrics" / method / f"{source}_to_{target}"

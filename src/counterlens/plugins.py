@@ -31,6 +31,7 @@ TORCH_FREE = (
     "counterlens.data.celeba_attributes",
     "counterlens.generators.diffusion_options",
     "counterlens.methods.filtered_attack_options",
+    "counterlens.methods.latent_options",
 )
 NOT_PLUGINS = {
     "data": {
@@ -49,7 +50,16 @@ NOT_PLUGINS = {
     "classifiers": {"base", "train", "adopt"},
     "generators": {"base", "train", "export", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},
-    "methods": {"base", "fit", "explain", "cells", "filtered_attack", "filtered_attack_options"},
+    "methods": {
+        "base",
+        "fit",
+        "explain",
+        "cells",
+        "filtered_attack",
+        "filtered_attack_options",
+        "latents",
+        "latent_options",
+    },
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }
 

@@ -236,17 +236,23 @@ class Workflow:
             return [str(layout.weight(weight)) for weight in e.oracles[name].weights]
         return [str(layout.oracle(e.name, name) / "model.safetensors")]
 
+    def classifier_weights(self, experiment: str) -> list[str]:
+        """The records of the pretrained weights that an experiment's classifier loads."""
+        options = self.experiments[experiment].classifier
+        return [str(layout.weight(weight)) for weight in options.named_weights]
+
     def prepared(self, experiment: str) -> list[str]:
         """The prepared dataset of an experiment."""
         dataset = self.experiments[experiment].dataset.name
         return [str(layout.prepared(dataset, split)) for split in ("train", "test")]
 
     def experiment_target(self, name: str) -> list[str]:
-        """An experiment's report, costs, animations and Pareto figures, and its own tables."""
+        """An experiment's report, costs, animations, Pareto figures, found images and tables."""
         own = [table for table, content in self.tables.items() if content.experiments == (name,)]
         tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
         figures = [f"{layout.FIGURES}/{figure.name}.png" for figure in self.pareto_figures(name)]
-        return [str(layout.report(name)), *tables, *figures, *self.animations(name)]
+        found = strings(inputs.found_files(self.experiments[name]))
+        return [str(layout.report(name)), *tables, *figures, *self.animations(name), *found]
 
     def board_target(self, table: str) -> list[str]:
         """A ranked table, and all about its experiments."""
@@ -286,6 +292,7 @@ class Workflow:
         found |= {name: [f"{layout.FIGURES}/{name}.png"] for name in self.figures}
         weights: set[str] = set()
         for name, e in self.experiments.items():
+            weights |= {*self.classifier_weights(name)}
             found[name] = self.experiment_target(name)
             found[f"datasets_{e.dataset.name}"] = self.prepared(name)
             found[f"classifiers_{name}"] = [str(layout.classifier(name) / "model.safetensors")]
@@ -303,6 +310,7 @@ class Workflow:
                 str(layout.report(name)),
                 f"{layout.TABLES}/{name}-cost.csv",
                 *self.animations(name),
+                *strings(inputs.found_files(e)),
             ]
         for name, table in self.tables.items():
             if table.ranked:
@@ -327,6 +335,10 @@ class Workflow:
     def classifier_files(self, wildcards: Any) -> list[str]:
         """The user's files that a classifier is read from, if it is not trained."""
         return list(self.experiments[wildcards.experiment].classifier.files)
+
+    def pretrained_of(self, wildcards: Any) -> list[str]:
+        """The records of the weights that a job's classifier loads."""
+        return self.classifier_weights(wildcards.experiment)
 
     def generator_inputs(self, wildcards: Any) -> list[str]:
         """The generators that a generator builds on."""
@@ -406,6 +418,14 @@ class Workflow:
         e = self.experiments[wildcards.experiment]
         directions = e.pair_directions(parse_pair(wildcards.scope))
         return strings(inputs.set_files(e, wildcards.method, directions))
+
+    def found_inputs(self, wildcards: Any) -> list[str]:
+        """The tables of all methods that are run on a direction."""
+        e = self.experiments[wildcards.experiment]
+        direction = (int(wildcards.source), int(wildcards.target))
+        methods = inputs.methods_on(e, direction)
+        sets = [path for name in methods for path in inputs.set_files(e, name, [direction])]
+        return strings(path for path in sets if path.suffix == ".parquet")
 
     def table_inputs(self, wildcards: Any) -> list[str]:
         """The metrics of a table's rows, and the cards of the models behind them."""

@@ -79,7 +79,7 @@ def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
 def create(**changes: Any) -> Pretrained:
     options = Options.model_validate({"kind": "pretrained", **changes})
     model = plugins.create("classifiers", options, Classifier, shape=(1, 28, 28), classes=10)
-    model.load_weights()
+    model.read_weights()
     return model.eval()
 
 

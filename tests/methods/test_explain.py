@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from counterlens import layout
+from counterlens import layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as classifiers_train
 from counterlens.config import Evaluation, Experiment, load_experiment
@@ -336,6 +336,27 @@ def test_a_user_s_own_method(experiment: Experiment) -> None:
     torch.testing.assert_close(cf.counterfactual, mean.expand_as(cf.query))
     assert cf.table["found"].tolist() == (cf.query[:, 0, 0, 0] > 0.1).tolist()
     assert 0 < cf.table["found"].mean() < 1
+
+
+def test_a_method_may_explain_images_of_its_own(experiment: Experiment) -> None:
+    """Its own queries are kept and judged in place of those that it was given."""
+    plugin = Path("mine/own_queries.py")
+    text = MEAN_IMAGE.replace("class MeanImage", "class OwnQueries")
+    given = "return Explanation(torch.lerp(x, mean.expand_as(x), self.options.level), found)"
+    assert given in text
+    plugin.write_text(text.replace(given, "return Explanation(x, found, query=1 - x)"))
+    options = plugins.options_class("methods", str(plugin))
+    own = options.model_validate({"kind": str(plugin)})
+    e = experiment.model_copy(update={"methods": {**experiment.methods, "own": own}})
+    explain.run(e, "own", 4, 9, CPU)
+    cf = whole_set("own", 4, 9)
+    assert cf.query is not None and torch.equal(cf.query, 1 - cf.counterfactual)
+    given_images = load_split(layout.prepared("digits", "test"), [4]).images[:30]
+    assert torch.equal(cf.counterfactual, given_images)
+    answers = classifiers.load(e, CPU).probabilities(1 - given_images)
+    np.testing.assert_allclose(
+        cf.table["source_probability_query"], answers[:, 4].numpy(), atol=1e-6
+    )
 
 
 def test_original_data_are_test_images_of_the_target(experiment: Experiment) -> None:

@@ -35,6 +35,7 @@ CONFIGURED: dict[str, dict[str, object]] = {
     "mnac": {},
     "cd": {},
     "sfid": {"extractor": "pixels"},
+    "oracle-validity": {"classifier": "pixels"},
 }
 OF_PAIRS = ("cd", "sfid")
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterlens.metrics import proximity, validity
+from counterlens.metrics import oracle_validity, proximity, validity
 from counterlens.metrics.base import CounterfactualSet, MetricContext
 
 VALIDITY = validity.Options(kind="validity")
@@ -28,6 +28,24 @@ def test_validity_is_not_quantised(bright, make_set) -> None:
     barely = torch.full((1, 1, 3, 3), 0.5 + 1e-5)
     metric = validity.Validity(VALIDITY, MetricContext(bright))
     assert metric.per_image(make_set(barely))["validity"] == [1]
+
+
+def test_oracle_validity_is_the_answer_of_another_network(
+    bright, make_set, pixel_extractor
+) -> None:
+    """Bright images with a dark first pixel: the classifier says 1, the oracle says 0."""
+    images = torch.full((3, 1, 3, 3), 0.9)
+    images[:, 0, 0, 0] = torch.tensor([0.2, 0.8, 0.51])
+    metric = oracle_validity.OracleValidity(
+        oracle_validity.Options(kind="oracle-validity"),
+        MetricContext(bright, {"feature-extractor": pixel_extractor()}),
+    )
+    there, back = make_set(images), make_set(images, source=1, target=0)
+    assert metric.per_image(there)["oracle_validity"].tolist() == [0, 1, 1]
+    assert metric.per_image(back)["oracle_validity"].tolist() == [1, 0, 0]
+    other = validity.Validity(VALIDITY, MetricContext(bright))
+    assert other.per_image(there)["validity"].tolist() == [1, 1, 1]
+    assert not metric.options.paired and metric.options.oracles() == ("feature-extractor",)
 
 
 def test_proximity_by_hand(bright, make_set) -> None:

@@ -49,6 +49,7 @@ def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Pa
         "metrics": sum(
             len(e.directions(name)) for e in listed for name in (*e.methods, ORIGINAL_DATA)
         ),
+        "found": sum(len(e.directions(ORIGINAL_DATA)) for e in listed),
         "report": len(listed),
         "data": sum(1 + len(dataset.files) for dataset in datasets)
         + len({w for e in listed for o in e.oracles.values() for w in o.weights}),

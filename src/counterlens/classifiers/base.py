@@ -36,6 +36,14 @@ class Classifier(nn.Module, ABC):
         """Logits (N, classes) from the last feature map."""
         return self.head(self.embed(last_map))
 
+    def read_weights(self) -> None:
+        """Take the parameters from a file, where the options say that nothing is trained.
+
+        Raises:
+            UserError: the file is missing or of another network.
+        """
+        raise TypeError(f"{type(self).__name__} has no weights of its own: it is trained")
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N, classes)."""
         return self.classify(self.features(x))

@@ -115,7 +115,7 @@ class Pretrained(Classifier):
         for name in options.maps:
             self._module(name)
 
-    def load_weights(self) -> None:
+    def read_weights(self) -> None:
         """Give a factory's network the user's weights; other formats come with theirs.
 
         Raises:

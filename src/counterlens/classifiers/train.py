@@ -135,7 +135,8 @@ def run(experiment: Experiment, device: torch.device) -> None:
     torch.manual_seed(seed)
     model = base.create(experiment)
     checkpoint = Checkpoint(settings, sources)
-    history = fit(model, load_split(sources[0]), experiment.classifier, seed, device, checkpoint)
+    data = load_split(sources[0], shown(experiment))
+    history = fit(model, data, experiment.classifier, seed, device, checkpoint)
     test_set = load_split(sources[1])
     table = predictions(model, test_set)
 
@@ -149,6 +150,14 @@ def run(experiment: Experiment, device: torch.device) -> None:
     files.write_json(folder / "card.json", card(experiment, model, history, table))
     save_model(folder / "model.safetensors", model)
     checkpoint.remove()
+
+
+def shown(experiment: Experiment) -> list[int] | None:
+    """The classes whose training images the classifier is shown; None: all of them."""
+    left_out = experiment.classifier.left_out
+    if not left_out:
+        return None
+    return [k for k in range(len(experiment.dataset.classes)) if k not in left_out]
 
 
 def card(

@@ -44,6 +44,15 @@ WEIGHTS = {
         ),
         "Apache-2.0",
     ),
+    # torchvision's ResNet-50, its first weights (IMAGENET1K_V1): the classifier of ImageNet pairs.
+    "resnet50-imagenet": Weight(
+        Source(
+            "resnet50-0676ba61.pth",
+            ("https://download.pytorch.org/models/resnet50-0676ba61.pth",),
+            "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+        ),
+        "BSD-3-Clause",
+    ),
     # torchvision's SqueezeNet 1.1, the smallest of the networks that LPIPS is published for.
     "squeezenet-1.1-imagenet": Weight(
         Source(

@@ -48,6 +48,15 @@ class Generator(nn.Module, ABC):
         self.options = options
         self.shape = shape
 
+    @property
+    def latent_parts(self) -> tuple[int, ...]:
+        """Sizes of the parts of a latent, such as noise and class; by default it is one whole."""
+        return (self.latent_dim,)
+
+    def draw(self, count: int, random: torch.Generator, label: int) -> Tensor:
+        """Latents (count, d) from the prior, on the CPU; a conditional generator's of a class."""
+        return torch.randn(count, self.latent_dim, generator=random)
+
     def decode(self, z: Tensor) -> Tensor:
         """Latents (N, d) to images (N, C, H, W) in [0, 1]."""
         raise TypeError(f"{type(self).__name__} decodes nothing: it is an encoder")

@@ -56,11 +56,14 @@ class Explanation:
         found: bool (N,), whether the method says that it found one. Not the same as valid.
         extras: further tensors with N rows, e.g. `mask` (N, 1, H, W) in [0, 1] where the method
             makes one, or `latent` (N, d).
+        query: float32 (N, C, H, W) in [0, 1], where the method explains images of its own making
+            in place of those it was given.
     """
 
     counterfactual: Tensor
     found: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+    query: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ from torch.nn import functional
 
 from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
+from counterlens.generators.base import Generator, Quality
 from counterlens.methods.base import Explanation, Method, Task, Walk
+from counterlens.methods.latent_options import InversionOptions, SamplingOptions
+from counterlens.methods.latents import draw_banks, draw_each, invert
 from counterlens.runtime.device import autocast
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, step_decay, train
@@ -28,7 +31,12 @@ class Options(MethodOptions):
     """Hyper-parameters of C3LT.
 
     Attributes:
-        generator, encoder: ids of the experiment's decoder and encoder (a VAE may be both).
+        generator, encoder: ids of the experiment's decoder and encoder (a VAE may be both). With
+            `encoder: null` the maps are trained on samples of the generator.
+        sampling: how these samples are drawn.
+        queries: without an encoder, explain the `given` images, whose latents are optimised, or in
+            their place images `sampled` from the source class.
+        inversion: how the latents of given images are optimised.
         steps: n of z' = g^n(z); 1 in every table, 3 in Figure 9.
         residual, preserve_norm: each step is z + g(z), rescaled to the length of z (code); the
             paper writes z' = g(z).
@@ -39,13 +47,18 @@ class Options(MethodOptions):
         cycle: `normalised` is the code's means, `paper` is Eq. 6's sums.
         adversarial: non-saturating -log D (code) or the paper's saturating log(1 - D).
         train_discriminator: go on training a copy of the discriminator against g and h.
+        cycle_maps: compare only so many of the classifier's first feature maps; None: all of them.
         classification: negative log-likelihood, or a hinge on probabilities with `margin`.
     """
 
     trainable: ClassVar[bool] = True
+    explaining: ClassVar[tuple[str, ...]] = ("queries", "inversion")
 
     generator: str
-    encoder: str
+    encoder: str | None
+    sampling: SamplingOptions = SamplingOptions()
+    queries: Literal["given", "sampled"] = "given"
+    inversion: InversionOptions = InversionOptions()
     steps: int = Field(default=1, gt=0)
     residual: bool = True
     preserve_norm: bool = True
@@ -59,6 +72,7 @@ class Options(MethodOptions):
     smoothness_weight: float = Field(default=10.0, ge=0)
     entropy_weight: float = Field(default=1.0, ge=0)
     cycle: Literal["normalised", "paper"] = "normalised"
+    cycle_maps: int | None = Field(default=None, gt=0)
     adversarial: Literal["non-saturating", "saturating"] = "non-saturating"
     train_discriminator: bool = False
     epochs: int = Field(default=200, gt=0)
@@ -73,23 +87,39 @@ class Options(MethodOptions):
         return self.beta > 0
 
     def generators(self) -> tuple[str, ...]:
-        """The decoder and the encoder, once each."""
-        return tuple(dict.fromkeys((self.generator, self.encoder)))
+        """The decoder and the encoder, if any, once each."""
+        return tuple(dict.fromkeys(name for name in (self.generator, self.encoder) if name))
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """One latent space, and a discriminator for the adversarial loss."""
-        if reason := latents_differ(generators, self.encoder, self.generator):
+        decoder = generators[self.generator]
+        if self.encoder is None:
+            if not decoder.decodes:
+                return f"'{self.generator}' decodes no latents"
+            if self.inversion.sphere and decoder.conditional:
+                return (
+                    f"inversion.sphere: the latents of '{self.generator}' hold a class; use false"
+                )
+        elif reason := latents_differ(generators, self.encoder, self.generator):
             return reason
-        if self.gamma and not generators[self.generator].has_discriminator:
+        elif self.queries == "sampled":
+            return "queries: 'sampled' goes without an encoder; use 'given', or encoder: null"
+        if self.gamma and not decoder.has_discriminator:
             return f"gamma: {self.gamma} needs a discriminator, '{self.generator}' has none; use 0"
         return None
 
 
 class LatentMap(nn.Module):
-    """One map (N, d) to (N, d), applied `steps` times: g or h."""
+    """One map (N, d) to (N, d), applied `steps` times: g or h.
 
-    def __init__(self, latent_dim: int, options: Options) -> None:
+    `parts`: sizes of the parts of a latent whose lengths are kept, each by itself.
+    """
+
+    def __init__(
+        self, latent_dim: int, options: Options, parts: tuple[int, ...] | None = None
+    ) -> None:
         super().__init__()
+        self.parts = parts or (latent_dim,)
         self.layers = nn.Sequential(
             nn.Linear(latent_dim, latent_dim), nn.ReLU(), nn.Linear(latent_dim, latent_dim)
         )
@@ -98,15 +128,23 @@ class LatentMap(nn.Module):
         self.preserve_norm = options.preserve_norm
 
     def walk(self, z: Tensor) -> list[Tensor]:
-        """Every code z^0 ... z^n; with `preserve_norm` each is as long as z^0."""
-        length = z.norm(dim=1, keepdim=True)
+        """Every code z^0 ... z^n; with `preserve_norm` each is as long as z^0, part by part."""
+        lengths = [part.norm(dim=1, keepdim=True) for part in z.split(self.parts, dim=1)]
         codes = [z]
         for _ in range(self.steps):
             moved = self.layers(codes[-1])
             if self.residual:
                 moved = codes[-1] + moved
             if self.preserve_norm:
-                moved = moved * length / (moved.norm(dim=1, keepdim=True) + 1e-12)
+                moved = torch.cat(
+                    [
+                        part * length / (part.norm(dim=1, keepdim=True) + 1e-12)
+                        for part, length in zip(
+                            moved.split(self.parts, dim=1), lengths, strict=True
+                        )
+                    ],
+                    dim=1,
+                )
             codes.append(moved)
         return codes
 
@@ -122,11 +160,13 @@ class C3LT(Method):
         super().__init__(options, task)
         self.options: Options = options
         self.generator = task.generators[options.generator]
-        self.encoder = task.generators[options.encoder]
+        self.encoder: Generator | None = None
+        if options.encoder is not None:
+            self.encoder = task.generators[options.encoder]
+        self.acceptance: dict[str, float] = {}
         torch.manual_seed(task.seed)
-        self.maps = nn.ModuleDict(
-            {name: LatentMap(self.encoder.latent_dim, options) for name in ("g", "h")}
-        ).to(task.device)
+        sizes = (self.generator.latent_dim, options, self.generator.latent_parts)
+        self.maps = nn.ModuleDict({name: LatentMap(*sizes) for name in ("g", "h")}).to(task.device)
 
     def trained(self) -> nn.Module:
         return self.maps
@@ -138,16 +178,32 @@ class C3LT(Method):
         target: Tensor,
         randomness: Sequence[torch.Generator] = (),
     ) -> Explanation:
-        """x' = G(g^n(E(x))): one pass of encoder, map and generator."""
+        """x' = G(g^n(z)): z = E(x) in one pass, or without an encoder optimised, or sampled."""
+        options, classifier = self.options, self.task.classifier
+        found = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        query: Tensor | None = None
+        extras: dict[str, Tensor] = {}
+        if self.encoder is not None:
+            with torch.inference_mode():
+                z = self.encoder.encode(x)
+        elif options.queries == "sampled":
+            z, query, found = draw_each(
+                self.generator, classifier, source, randomness, options.sampling
+            )
+        else:
+            z, extras["inversion_loss"] = invert(
+                self.generator, classifier, x, source, randomness, options.inversion
+            )
         with torch.inference_mode():
-            z = self.encoder.encode(x)
             moved = self.move(z, target)[-1]
             counterfactual = self.generator.decode(moved).clamp(0, 1)
-        found = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        return Explanation(counterfactual, found, {"latent": z, "latent_counterfactual": moved})
+        extras |= {"latent": z, "latent_counterfactual": moved}
+        return Explanation(counterfactual, found, extras, query)
 
-    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk:
-        """Decoded codes z^0 ... z^n (paper, Figure 9): n + 1 images."""
+    def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk | None:
+        """Decoded codes z^0 ... z^n (paper, Figure 9): n + 1 images. None without an encoder."""
+        if self.encoder is None:
+            return None
         with torch.inference_mode():
             codes = self.move(self.encoder.encode(x), target)
             images = [self.generator.decode(z).clamp(0, 1) for z in codes]
@@ -175,15 +231,9 @@ class C3LT(Method):
         ]
 
     def fit(self, data: ImageSet, checkpoint: Checkpoint | None = None) -> History:
-        """Train g and h together on the real images of both classes."""
+        """Train g and h together on images of both classes: real, or without an encoder drawn."""
         options, task = self.options, self.task
-        images = [data.images[data.labels == label] for label in task.pair]
-        images = [part.to(task.device, memory_format=torch.channels_last) for part in images]
-        with torch.no_grad():
-            latents = [
-                torch.cat([self.encoder.encode(part) for part in parts.split(512)])
-                for parts in images
-            ]
+        images, latents = self.training_codes(data)
         loss_of = Objective(self)
         optimizer = torch.optim.Adam(self.maps.parameters(), options.lr, fused=True)
         scheduler = step_decay(optimizer, options.decay_every)
@@ -213,6 +263,37 @@ class C3LT(Method):
         history = train("c3lt", options.epochs, epoch_losses, parts, checkpoint, [scheduler])
         self.maps.requires_grad_(False).eval()
         return history
+
+    def training_codes(self, data: ImageSet) -> tuple[list[Tensor], list[Tensor]]:
+        """Images and latents of the first class and of the second."""
+        task = self.task
+        if self.encoder is not None:
+            images = [data.images[data.labels == label] for label in task.pair]
+            images = [part.to(task.device, memory_format=torch.channels_last) for part in images]
+            with torch.no_grad():
+                latents = [
+                    torch.cat([self.encoder.encode(part) for part in parts.split(512)])
+                    for parts in images
+                ]
+            return images, latents
+        seed = derive_seed(task.seed, "samples")
+        banks = draw_banks(
+            self.generator,
+            task.classifier,
+            task.pair,
+            self.options.sampling,
+            seed,
+            task.device,
+        )
+        self.acceptance = {
+            f"acceptance_{label}": bank.acceptance
+            for label, bank in zip(task.pair, banks, strict=True)
+        }
+        return [bank.images for bank in banks], [bank.latents for bank in banks]
+
+    def quality(self, data: ImageSet) -> Quality:
+        """Without an encoder, the share of the generator's samples that is of each class."""
+        return Quality(self.acceptance)
 
 
 class Objective:
@@ -262,9 +343,9 @@ class Objective:
             losses["proximity"] = self.proximity(2 * reference - 1, 2 * decoded[: len(x)] - 1)
         if options.beta:
             with autocast(x.device, options.precision):
-                found = method.task.classifier.maps(decoded[len(x) :])
+                found = method.task.classifier.maps(decoded[len(x) :])[: options.cycle_maps]
                 with torch.no_grad():
-                    wanted = method.task.classifier.maps(x)
+                    wanted = method.task.classifier.maps(x)[: options.cycle_maps]
             differences = [
                 *((a.float() - b.float()).abs() for a, b in zip(wanted, found, strict=True)),
                 2 * (x - decoded[len(x) :]).abs(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -99,6 +100,9 @@ def run(
         elapsed += time.perf_counter() - began
         found.append(answer)
 
+    made = [answer.query for answer in found if answer.query is not None]
+    if made:
+        data = dataclasses.replace(data, images=collect(made, data.images))
     counterfactual = collect([answer.counterfactual for answer in found], data.images)
     tensors = {"query": data.images, "counterfactual": counterfactual}
     for extra in found[0].extras if found else {}:

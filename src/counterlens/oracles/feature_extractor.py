@@ -81,6 +81,12 @@ class FeatureExtractor(TrainedOracle):
         ]
         return torch.cat(found)
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Answers (N, classes) on the CPU of the second classifier to images in [0, 1]."""
+        if self.model is None:
+            raise ValueError("the feature extractor is neither trained nor loaded")
+        return self.model.probabilities(images)
+
     @torch.inference_mode()
     def perceptual_distance(self, first: Tensor, second: Tensor, batch_size: int = 512) -> Tensor:
         """LPIPS (Eq. 1) with this network's feature maps and no learned weights.

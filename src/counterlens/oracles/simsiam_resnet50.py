@@ -18,8 +18,8 @@ from counterlens.errors import UserError
 from counterlens.oracles.base import Oracle
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze
+from counterlens.runtime.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PREFIX = "module.encoder."
 
 
@@ -111,7 +111,8 @@ class SimSiamResNet50(Oracle):
         if self.network is None:
             raise ValueError("the encoder is not loaded")
         mean, deviation = (
-            torch.tensor(values, device=self.device)[:, None, None] for values in (MEAN, DEVIATION)
+            torch.tensor(values, device=self.device)[:, None, None]
+            for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
         )
         found = [
             self.network((part.to(self.device).float() / 255 - mean) / deviation).cpu()

@@ -18,6 +18,7 @@ from counterlens.reports import inputs
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 
+NONE_FOUND_BY_ALL = "there is no image for which every row found a counterfactual"
 Status = Literal["ok", "not run", "skipped", "not available", "not defined"]
 
 
@@ -85,10 +86,9 @@ class Results:
         """How many counterfactuals of a method are judged."""
         return sum(self.direction(method, direction).images for direction in directions)
 
-    def notes(self, methods: Iterable[str], directions: Iterable[Pair]) -> list[str]:
-        """What the metrics remark on some sets: each remark once, with the number of sets."""
+    def notes(self, sets: Sequence[tuple[str, Pair]]) -> list[str]:
+        """What the metrics remark on sets (method, direction): each remark once, with a count."""
         found: dict[tuple[str, str], int] = {}
-        sets = [(method, direction) for direction in directions for method in methods]
         for method, direction in sets:
             for column, note in self.direction(method, direction).notes.items():
                 found[column, note] = found.get((column, note), 0) + 1
@@ -99,13 +99,22 @@ class Results:
         ]
 
     def cell(
-        self, method: str, column: str, directions: Sequence[Pair], *, interval: bool = True
+        self,
+        method: str,
+        column: str,
+        directions: Sequence[Pair],
+        *,
+        only: Mapping[Pair, Sequence[int]] | None = None,
+        interval: bool = True,
     ) -> Cell:
         """One number: a method, a column, some directions.
 
         Per-image columns: mean over all images of all directions, each image with equal weight.
         Per-set columns: mean over the directions. The interval is a percentile bootstrap over
         images with a seed of its own, so that a number has the same interval in every table.
+
+        Args:
+            only: the images of each direction that per-image columns count; None: all of them.
 
         Raises:
             UserError: a metrics file is missing or lacks the column.
@@ -136,7 +145,13 @@ class Results:
             values = np.array([each.per_set[column] for each in found], dtype=np.float64)
             images = sum(each.images for each in found)
             return Cell("ok", float(values.mean()) * declared.scale, images=images)
-        values = np.concatenate([each.per_image[column].to_numpy(np.float64) for each in found])
+        parts = [each.per_image for each in found]
+        if only is not None:
+            counted = zip(directions, parts, strict=True)
+            parts = [part.loc[part["image"].isin(only[direction])] for direction, part in counted]
+            if not any(map(len, parts)):
+                return Cell("not available", reason=NONE_FOUND_BY_ALL)
+        values = np.concatenate([part[column].to_numpy(np.float64) for part in parts])
         values = values[np.isfinite(values)]  # NaN: the metric does not count the image
         low = high = None
         if interval:

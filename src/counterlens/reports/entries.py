@@ -12,7 +12,8 @@ from counterlens.reports.aggregate import Cell
 class Entry:
     """One cell of a table: ours and the paper's, both in printed units.
 
-    `rank`: its place in the column, in a ranked table.
+    `rank`: its place in the column, in a ranked table. `all_images`: the mean over all images,
+    beside a cell that counts only some of them.
     """
 
     experiment: str
@@ -23,6 +24,7 @@ class Entry:
     paper: float | None
     best: bool
     rank: float | None = None
+    all_images: float | None = None
 
     @property
     def difference(self) -> float | None:

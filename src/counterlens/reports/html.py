@@ -105,7 +105,7 @@ def _results_table(
             for m in methods
         ],
         "reasons": reasons,
-        "notes": results.notes(methods, directions),
+        "notes": results.notes([(m, d) for d in directions for m in methods]),
     }
 
 

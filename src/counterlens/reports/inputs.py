@@ -39,6 +39,25 @@ def shared_directions(experiment: Experiment, methods: Iterable[str]) -> tuple[P
     )
 
 
+def methods_on(experiment: Experiment, direction: Pair) -> tuple[str, ...]:
+    """The methods that an experiment runs on a direction."""
+    return tuple(name for name in experiment.methods if direction in experiment.directions(name))
+
+
+def table_directions(table: Table, experiment: Experiment, method: str) -> tuple[Pair, ...]:
+    """The directions that a row of a table is about."""
+    if table.directions == "own":
+        return experiment.directions(method) if runs(experiment, method) else ()
+    return shared_directions(experiment, table_methods(table, experiment))
+
+
+def filtered_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
+    """The rows that must all have found a counterfactual for an image, if a table asks for it."""
+    if table.filter == "none":
+        return ()
+    return tuple(m for m in table_methods(table, experiment) if m != ORIGINAL_DATA)
+
+
 def table_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
     """The rows of a table that an experiment runs, in the table's order."""
     return tuple(row.method for row in table.rows if runs(experiment, row.method))
@@ -98,9 +117,9 @@ def cards(
 
 
 def table_cards(table: Table, experiment: Experiment) -> list[Path]:
-    """The cards of the models behind a table's rows, on the directions that these share."""
+    """The cards of the models behind a table's rows, on the directions that these are about."""
     methods = table_methods(table, experiment)
-    directions = shared_directions(experiment, methods)
+    directions = {d: None for m in methods for d in table_directions(table, experiment, m)}
     pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
     return cards(experiment, *trainings(experiment, methods, pairs))
 
@@ -144,18 +163,23 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
     for name in table.experiments:
         experiment = experiments[name]
         methods = table_methods(table, experiment)
-        directions = shared_directions(experiment, methods)
-        if not directions:
+        if table.directions == "shared" and not shared_directions(experiment, methods):
             raise UserError(
                 f"table {table.name}: the methods {', '.join(methods)} of experiment {name} have "
                 "no direction in common; give them a common pair under 'pairs'"
             )
         for method in methods:
+            directions = table_directions(table, experiment, method)
             if judged(table):
                 paths += metric_files(experiment, method, directions)
                 paths += pair_files(experiment, method, directions)
             if TIME.name in table.columns:
                 paths += timing_files(experiment, method, directions)
+        for method in filtered_methods(table, experiment):
+            directions = table_directions(table, experiment, method)
+            paths += [
+                p for p in set_files(experiment, method, directions) if p.suffix == ".parquet"
+            ]
         paths += table_cards(table, experiment)
     return paths
 
@@ -196,6 +220,12 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
     if figure.kind == "tsne":
         paths.append(embeddings(experiment))
     return paths
+
+
+def found_files(experiment: Experiment) -> list[Path]:
+    """For every direction, which method found a counterfactual for which query, and the counts."""
+    stems = [layout.found(experiment.name, *d) for d in experiment.directions(ORIGINAL_DATA)]
+    return [stem.with_suffix(suffix) for stem in stems for suffix in (".parquet", ".json")]
 
 
 def embeddings(experiment: Experiment) -> Path:

@@ -38,7 +38,7 @@ def front(points: np.ndarray, columns: tuple[Column, Column]) -> np.ndarray:
     good = points * signs
     as_good = (good[:, None] >= good[None]).all(axis=2)
     better = (good[:, None] > good[None]).any(axis=2)
-    return ~(as_good & better).any(axis=0)
+    return np.logical_not(np.any(as_good & better, axis=0))
 
 
 def draw(figure: Figure, experiment: Experiment) -> Canvas:

@@ -49,6 +49,8 @@ def to_frame(built: Built) -> pd.DataFrame:
     frame = pd.DataFrame(rows, columns=pd.Index(CSV_COLUMNS))
     if built.table.ranked:
         frame["rank"] = [e.rank for e in built.entries]
+    if built.table.filter != "none":
+        frame["all_images"] = [e.all_images for e in built.entries]
     return frame
 
 
@@ -77,6 +79,9 @@ def _text(entry: Entry) -> tuple[str, str | None, str | None]:
         if cell.low is not None and cell.high is not None:
             low, high = (aggregate.number(bound, decimals) for bound in (cell.low, cell.high))
             interval = f"[{low}, {high}]"
+    if entry.all_images is not None:
+        beside = f"all images {aggregate.number(entry.all_images, decimals)}"
+        interval = beside if interval is None else f"{interval}, {beside}"
     versus = None if entry.rank is None else f"rank {entry.rank:g}"
     if entry.paper is not None:
         versus = f"paper {_as_printed(entry.paper, decimals)}"

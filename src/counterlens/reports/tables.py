@@ -16,15 +16,17 @@ from pathlib import Path
 
 from counterlens import layout
 from counterlens.config import (
+    ORIGINAL_DATA,
     Claim,
     Column,
     Experiment,
+    Pair,
     Scale,
     Table,
     load_experiment,
     load_table,
 )
-from counterlens.reports import aggregate, board, inputs
+from counterlens.reports import aggregate, board, found, inputs
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.reports.entries import Built, Entry
 from counterlens.reports.printing import to_frame, to_html, to_json, to_latex, to_markdown
@@ -52,27 +54,31 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     for name in table.experiments:
         experiment = experiments[name]
         methods = inputs.table_methods(table, experiment)
-        directions = inputs.shared_directions(experiment, methods)
+        directions = {m: inputs.table_directions(table, experiment, m) for m in methods}
         results = Results(experiment)
         images = {
-            method: results.images(method, directions)
+            method: results.images(method, directions[method])
             if inputs.judged(table)
-            else results.cell(method, inputs.TIME.name, directions).images
+            else results.cell(method, inputs.TIME.name, directions[method]).images
             for method in methods
         }
-        cells = {
+        only = found.counted(table, experiment)
+        whole = {
             column.name: {
-                row.method: results.cell(row.method, column.name, directions) for row in table.rows
+                row.method: results.cell(row.method, column.name, directions.get(row.method, ()))
+                for row in table.rows
             }
             for column in declared
         }
+        cells = whole if only is None else _filtered(results, whole, declared, directions, only)
         if table.ranked:
             cells[board.MEAN_RANK.name] = board.mean_ranks(cells, declared)
         for column in columns:
-            found = cells[column.name]
-            entries += _entries(table, name, column, found)
+            shown = cells[column.name]
+            beside = {} if only is None else whole[column.name]
+            entries += _entries(table, name, column, shown, beside)
             for row in table.rows:
-                cell = found[row.method]
+                cell = shown[row.method]
                 if cell.reason is not None and column is not board.MEAN_RANK:
                     skipped = cell.status == "skipped"
                     unit = f" {column.unit}" if column.unit else ""
@@ -80,13 +86,17 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
                     told = reasons.setdefault((cell.status.capitalize(), cell.reason), [])
                     if where not in told:
                         told.append(where)
-        footer.append(_how_made(table, experiment, images, directions))
+        named = tuple(dict.fromkeys(d for each in directions.values() for d in each))
+        footer.append(_how_made(table, experiment, images, named))
+        if only is not None:
+            footer.append(found.in_words(table, experiment, declared, only))
         if table.ranked:
             counted = [column.label for column in board.complete(cells, declared)]
             footer.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
         footer += _failed_gates(table, experiment)
         if inputs.judged(table):
-            footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
+            sets = [(method, d) for d in named for method in methods if d in directions[method]]
+            footer += [f"{name}: {note}." for note in results.notes(sets)]
     footer += [
         claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
@@ -105,17 +115,42 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     return Built(table, tuple(entries), columns, tuple(footer))
 
 
+def _filtered(
+    results: Results,
+    whole: Mapping[str, Mapping[str, Cell]],
+    columns: Iterable[Column],
+    directions: Mapping[str, tuple[Pair, ...]],
+    only: Mapping[Pair, Sequence[int]],
+) -> dict[str, dict[str, Cell]]:
+    """The cells of a table by column and row, what is measured per image of some images only."""
+    found = {name: dict(cells) for name, cells in whole.items()}
+    for column in columns:
+        for method in directions if column.per == "image" else ():
+            if method != ORIGINAL_DATA:
+                cell = results.cell(method, column.name, directions[method], only=only)
+                found[column.name][method] = cell
+    return found
+
+
 def _entries(
-    table: Table, experiment: str, column: Column, cells: Mapping[str, Cell]
+    table: Table,
+    experiment: str,
+    column: Column,
+    cells: Mapping[str, Cell],
+    beside: Mapping[str, Cell],
 ) -> Iterable[Entry]:
-    """One column of one experiment, row by row."""
-    winners = aggregate.best(cells, column)
+    """One column of one experiment, row by row; `beside` are the cells of all images."""
+    winners = aggregate.best(cells, column) if table.directions == "shared" else ()
     ranks = board.ranks(cells, column) if table.ranked and column is not board.MEAN_RANK else {}
     for row in table.rows:
         method = row.method
         paper = table.paper_values.get(experiment, {}).get(method, {}).get(column.name)
         cell, best = cells[method], method in winners
-        yield Entry(experiment, method, row.label, column, cell, paper, best, ranks.get(method))
+        every = None
+        if column.per == "image" and method != ORIGINAL_DATA and method in beside:
+            every = beside[method].value
+        entry = (experiment, method, row.label, column, cell, paper, best)
+        yield Entry(*entry, ranks.get(method), every)
 
 
 def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:

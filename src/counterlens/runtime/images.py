@@ -12,6 +12,9 @@ from counterlens.runtime.files import atomic_path
 if TYPE_CHECKING:
     from torch import Tensor
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the channels of ImageNet, by which torchvision's networks normalise images in [0, 1]."""
+
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
     """Images (..., C, H, W) in [0, 1] to uint8 (..., H, W, C), rounded."""
