@@ -160,7 +160,8 @@ class WholeHead(Exchange):
     def __init__(
         self, classifier: Classifier, maps: Tensor, distractors: Tensor, side: int
     ) -> None:
-        self.classifier, self.side, self.shape = classifier, side, tuple(maps.shape[1:])
+        channels, height, width = maps.shape[1:]
+        self.classifier, self.side, self.shape = classifier, side, (channels, height, width)
         self.cells, self.others = split(maps, side), split(distractors, side)
 
     def classify(self, cells: Tensor) -> Tensor:
