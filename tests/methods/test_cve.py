@@ -118,7 +118,7 @@ def test_a_head_that_begins_affine_gives_what_the_whole_head_gives(
             found, wanted = (way.candidates(targets)[free] for way in (fast, slow))
             torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
             rows = torch.arange(4 - step)
-            into, of = (rows + step) % count, (3 * rows) % count
+            into, of = (rows + 2 * step) % count, (3 * rows) % count
             free[rows, into] = False
             for way in (fast, slow):
                 way.copy(into, of)

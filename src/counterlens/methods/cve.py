@@ -239,7 +239,8 @@ def search(
         The cells copied into and those copied (N, E), -1 after the last; whether the answer is
         the target in the end (N,).
     """
-    into, of = (torch.full((len(target), min(most, count)), -1, device=target.device) for _ in "12")
+    into = torch.full((len(target), min(most, count)), -1, device=target.device)
+    of = into.clone()
     found = torch.zeros_like(target, dtype=torch.bool)
     active = torch.arange(len(target), device=target.device)
     used = torch.zeros(len(target), count, count, dtype=torch.bool, device=target.device)
