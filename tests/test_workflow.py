@@ -540,3 +540,25 @@ def test_the_mirror_reaches_the_jobs(root: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("COUNTERLENS_MIRROR")
     Workflow({"mirror": "second"})
     assert os.environ["COUNTERLENS_MIRROR"] == "second"
+
+
+def test_a_board_is_all_about_its_experiments(project: Workflow) -> None:
+    targets = project.named_targets()
+    board = targets["board-digits"]
+    assert set(board) == {*project.experiment_target("digits")}
+    assert "results/tables/board-digits.csv" in board
+    for picture in ("proximity", "realism"):
+        assert f"results/figures/board-digits-{picture}.png" in board
+    assert [table.name for table in project.boards("digits")] == ["board-digits"]
+    # the experiment of that name and the table of that name are one target
+    assert set(targets["board-mnist"]) == {*project.experiment_target("board-mnist")}
+    shown = project.report_settings(SimpleNamespace(experiment="digits"))
+    assert '"ranked": true' in shown and "board-digits-realism" in shown
+
+
+def test_what_a_training_took_is_an_input_of_the_costs(project: Workflow) -> None:
+    found = project.cost_inputs(SimpleNamespace(experiment="digits"))
+    folder = "results/timings/digits/training"
+    for place in ("generators/dcgan/all-classes", "generators/encoder/4-9", "methods/c3lt/3-8"):
+        assert f"{folder}/{place}.json" in found
+    assert not any("/pgd/" in name for name in found if name.startswith(folder))
