@@ -26,6 +26,7 @@ from counterlens.config import (
 )
 from counterlens.errors import UserError
 from counterlens.reports import inputs
+from counterlens.reports.inputs import figure_methods
 
 SHIPPED = Path(__file__).parents[1] / "config"
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
@@ -590,7 +591,7 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
 def test_every_shipped_figure_loads(name: str, root: Path) -> None:
     figure = load_figure(name)
     e = load_experiment(figure.experiment, "small")
-    for method in figure.methods:
+    for method in figure_methods(figure, e):
         assert set(figure.directions) <= set(e.directions(method))
 
 
@@ -725,3 +726,20 @@ def test_one_direction_of_each_pair(write) -> None:
     e = load_experiment("tiny", "published")
     assert e.directions("pgd") == e.method_pairs("pgd")
     assert e.pair_directions((4, 9)) == ((4, 9),)
+
+
+def test_unsuited_methods_are_skipped_with_their_reason(copied_project: Path) -> None:
+    path = copied_project / "config/experiments/digits.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content["classifier"] = {"kind": "lenet", "epochs": 1}
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match=r"methods\.mirror-cfe: .* global average pooling"):
+        load_experiment("digits", "small")
+    path.write_text(yaml.safe_dump({**content, "unsuited": "skip"}), encoding="utf-8")
+    found = load_experiment("digits", "small")
+    assert "mirror-cfe" not in found.methods and "pgd" in found.methods
+    assert "global average pooling" in found.skipped["mirror-cfe"]
+    with_both = {**content, "unsuited": "skip", "skipped": {"pgd": "too slow"}}
+    path.write_text(yaml.safe_dump(with_both), encoding="utf-8")
+    with pytest.raises(UserError, match=r"skipped\.pgd: stands under 'methods', too"):
+        load_experiment("digits", "small")

@@ -185,12 +185,12 @@ def test_a_user_s_classifier_pictures_and_method(
     monkeypatch.chdir(tmp_path)
     Path("my").symlink_to(brought)
     Path("examples").symlink_to(ROOT / "examples")
-    text = (OWN / "own-pictures.yaml").read_text(encoding="utf-8")
+    text = (OWN / "my-pictures.yaml").read_text(encoding="utf-8")
     content = yaml.safe_load(text)
     shared = {key: content["classifier"][key] for key in ("kind", "mean", "std")}
     content["classifier"] = {**shared, **yaml.safe_load(network)}
-    files.write_text(Path("config/experiments/own-pictures.yaml"), yaml.safe_dump(content))
-    found = load_experiment("own-pictures", "small")
+    files.write_text(Path("config/experiments/my-pictures.yaml"), yaml.safe_dump(content))
+    found = load_experiment("my-pictures", "small")
 
     assert found.dataset.name == "pictures-28x28"
     card = prepare(
@@ -198,13 +198,13 @@ def test_a_user_s_classifier_pictures_and_method(
     )
     assert card.classes == ("three", "eight", "nine") and card.shape == (1, 28, 28)
     adopt.run(found, CPU)
-    accuracy = files.read_json(layout.classifier("own-pictures") / "card.json")["test_accuracy"]
+    accuracy = files.read_json(layout.classifier("my-pictures") / "card.json")["test_accuracy"]
     assert accuracy > 0.9, "the pictures, the classes and the normalisation are the network's own"
     fit.run(found, "nearest", "0-1", CPU)
     for method in found.methods:
         explain.run(found, method, 0, 1, CPU)
         compute.compute(found, method, 0, 1, CPU)
-        stem = layout.metrics("own-pictures", method, 0, 1)
+        stem = layout.metrics("my-pictures", method, 0, 1)
         judged = files.read_json(stem.with_suffix(".json"))
         assert judged["images"] == 20
         assert judged["per_image"]["validity"] > 0.5, method
@@ -212,7 +212,7 @@ def test_a_user_s_classifier_pictures_and_method(
 
 def test_the_example_s_file_is_what_is_shown() -> None:
     """The workflow accepts the example as it stands, but for the files that the script makes."""
-    content = yaml.safe_load((OWN / "own-pictures.yaml").read_text(encoding="utf-8"))
+    content = yaml.safe_load((OWN / "my-pictures.yaml").read_text(encoding="utf-8"))
     document = (ROOT / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
     shown = yaml.safe_load(document.split("```yaml\n")[1].split("```")[0])
     assert shown == content

@@ -102,6 +102,8 @@ def test_the_code_inputs_of_all_rules_cover_the_package(project: Workflow) -> No
         for kind in plugins.known(section):
             if (section, kind) not in used:
                 covered |= set(workflow.code(plugins.source_file(section, kind)))
+    # the stage of classifiers that are trained already, which no shipped experiment has
+    covered |= set(workflow.code(PACKAGE / "classifiers" / "adopt.py"))
     files = {
         str(SOURCES / path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*")
@@ -317,7 +319,8 @@ def test_only_what_shapes_a_training_trains_anew(project: Workflow) -> None:
 def test_counterfactuals_of_digits(project: Workflow) -> None:
     found = project.counterfactuals("digits")
     folder = "results/digits/counterfactuals"
-    assert len(found) == len(set(found)) == 8 * 4 + 2
+    rows = len(project.experiments["digits"].methods) + 1  # c3lt-n3 runs on one pair
+    assert len(found) == len(set(found)) == (rows - 1) * 4 + 2
     assert f"{folder}/c3lt/9_to_4.safetensors" in found
     assert f"{folder}/c3lt-n3/3_to_8.safetensors" not in found
     assert f"{folder}/original-data/3_to_8.safetensors" in found
@@ -559,3 +562,25 @@ def test_what_a_method_builds_on_is_behind_it(project: Workflow) -> None:
     assert generators == [("ddpm", "all-classes")]
     assert trained == [("cecas", "all-pairs")]
     assert inputs.trainings(e, ["pgd", "original-data"], e.pairs) == ([], [])
+
+
+def test_a_board_is_all_about_its_experiments(project: Workflow) -> None:
+    targets = project.named_targets()
+    board = targets["board-digits"]
+    assert set(board) == {*project.experiment_target("digits")}
+    assert "results/tables/board-digits.csv" in board
+    for picture in ("proximity", "realism"):
+        assert f"results/figures/board-digits-{picture}.png" in board
+    assert [table.name for table in project.boards("digits")] == ["board-digits"]
+    # the experiment of that name and the table of that name are one target
+    assert set(targets["board-mnist"]) == {*project.experiment_target("board-mnist")}
+    shown = project.report_settings(SimpleNamespace(experiment="digits"))
+    assert '"ranked": true' in shown and "board-digits-realism" in shown
+
+
+def test_what_a_training_took_is_an_input_of_the_costs(project: Workflow) -> None:
+    found = project.cost_inputs(SimpleNamespace(experiment="digits"))
+    folder = "results/timings/digits/training"
+    for place in ("generators/dcgan/all-classes", "generators/encoder/4-9", "methods/c3lt/3-8"):
+        assert f"{folder}/{place}.json" in found
+    assert not any("/pgd/" in name for name in found if name.startswith(folder))

@@ -257,10 +257,8 @@ class Workflow:
     def board_target(self, table: str) -> list[str]:
         """A ranked table, and all about its experiments."""
         names = self.tables[table].experiments
-        return [
-            f"{layout.TABLES}/{table}.csv",
-            *(file for name in names for file in self.experiment_target(name)),
-        ]
+        about = [file for name in names for file in self.experiment_target(name)]
+        return list(dict.fromkeys([f"{layout.TABLES}/{table}.csv", *about]))
 
     def pareto_figures(self, experiment: str) -> list[Figure]:
         """The figures of kind `pareto` of an experiment."""

@@ -121,6 +121,7 @@ def _label(
     for ends in intervals:
         (left, low), (right, high) = axes.transData.transform(ends)
         taken.append((left - scale, low - scale, right + scale, high + scale))
+    names_at: list[tuple[float, float, float, float]] = []
     for number in np.argsort(-at[:, 1], kind="stable"):
         name, bold = names[number], bool(best[number])
         text = axes.text(0, 0, name, size=8, weight="bold" if bold else "normal")
@@ -132,12 +133,15 @@ def _label(
             left, low = _corner(at[number], PLACES[place], size, scale)
             box = (left, low, left + size.width, low + size.height)
             covered = sum(_overlap(box, other) for other in own)
+            way = np.linspace(at[number], (left + size.width / 2, low + size.height / 2), 16)[1:]
+            covered += 20 * sum(_inside(way, other) for other in names_at)
             outside = size.width * size.height - _overlap(box, frame.extents)
             return covered + 2 * outside, place
 
         place = min(range(len(PLACES)), key=cost)
         left, low = _corner(at[number], PLACES[place], size, scale)
-        taken.append((left, low, left + size.width, low + size.height))
+        names_at.append((left, low, left + size.width, low + size.height))
+        taken.append(names_at[-1])
         middle = (left + size.width / 2, low + size.height / 2)
         nearest = int(np.hypot(*(at - middle).T).argmin())
         far = place >= len(ANGLES) or nearest != number
@@ -164,6 +168,11 @@ def _corner(
     left = point[0] + across + (across / length - 1) / 2 * size.width
     low = point[1] + up + (up / length - 1) / 2 * size.height
     return float(left), float(low)
+
+
+def _inside(points: np.ndarray, box: Any) -> int:
+    """How many of the points (N, 2) a box (left, low, right, high) holds."""
+    return int(((points >= box[:2]) & (points <= box[2:])).all(axis=1).sum())
 
 
 def _overlap(one: Any, other: Any) -> float:
