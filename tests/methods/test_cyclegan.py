@@ -109,7 +109,7 @@ def test_any_size_that_is_a_multiple_of_four(create, shape: tuple[int, int, int]
     ],
 )
 def test_sizes_that_do_not_fit(create, shape, layers: int, said: str) -> None:
-    options = create("cyclegan", discriminator_layers=layers).options
+    options = create("cyclegan").options.model_copy(update={"discriminator_layers": layers})
     with pytest.raises(UserError, match=said):
         CycleGAN(options, SimpleNamespace(shape=shape, pair=(4, 9), device="cpu", seed=1))  # type: ignore[arg-type]
 
