@@ -561,9 +561,9 @@ def _experiment_file(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
         raise UserError(f"{path}: extends: '{parent}' extends this file in turn")
     inherited = _experiment_file(str(parent), (*seen, name))
     merged = merge({key: value for key, value in inherited.items() if key != "name"}, content)
-    reductions = [part.get("small") for part in (inherited, content)]
-    if all(isinstance(part, dict) for part in reductions):
-        merged["small"] = merge(*reductions, keep_null=True)
+    below, above = inherited.get("small"), content.get("small")
+    if isinstance(below, dict) and isinstance(above, dict):
+        merged["small"] = merge(below, above, keep_null=True)
     return merged
 
 

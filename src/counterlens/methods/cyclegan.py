@@ -173,15 +173,13 @@ class CycleGAN(Method):
                 f"of an image of {task.shape[1]}x{task.shape[2]}; use fewer"
             )
         torch.manual_seed(task.seed)
-        self.translators = place(
-            nn.ModuleDict(
-                {
-                    name: translator(task.shape[0], options.width, options.blocks)
-                    for name in ("to_second", "to_first")
-                }
-            ).apply(initialise),
-            task.device,
-        )
+        self.translators = nn.ModuleDict(
+            {
+                name: translator(task.shape[0], options.width, options.blocks)
+                for name in ("to_second", "to_first")
+            }
+        ).apply(initialise)
+        place(self.translators, task.device)
 
     def trained(self) -> nn.Module:
         return self.translators
@@ -277,12 +275,10 @@ class Objective:
         self.to_first = method.translators["to_first"]
         self.to_second = method.translators["to_second"]
         width, layers = options.discriminator_width, options.discriminator_layers
-        self.critics = place(
-            nn.ModuleList(
-                patch_discriminator(task.shape[0], width, layers) for _ in task.pair
-            ).apply(initialise),
-            task.device,
-        )
+        self.critics = nn.ModuleList(
+            patch_discriminator(task.shape[0], width, layers) for _ in task.pair
+        ).apply(initialise)
+        place(self.critics, task.device)
         self.pools = nn.ModuleList(ImagePool(options.pool_size, task.shape) for _ in task.pair)
         self.pools.to(task.device)
         self.weights = {

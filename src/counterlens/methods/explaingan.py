@@ -213,7 +213,8 @@ class ExplainGAN(Method):
             size = "x".join(map(str, task.shape[1:]))
             raise UserError(f"explaingan: sides must be multiples of 4 from 8 on, found {size}")
         torch.manual_seed(task.seed)
-        self.networks = place(Networks(options, task.shape).apply(initialise), task.device)
+        self.networks = Networks(options, task.shape).apply(initialise)
+        place(self.networks, task.device)
 
     def trained(self) -> nn.Module:
         return self.networks
@@ -254,7 +255,8 @@ class ExplainGAN(Method):
                 )
         images = [part.to(task.device, memory_format=torch.channels_last) for part in images]
         torch.manual_seed(derive_seed(task.seed, "discriminators"))
-        critics = place(Discriminators(options, task.shape).apply(initialise), task.device)
+        critics = Discriminators(options, task.shape).apply(initialise)
+        place(critics, task.device)
         loss_of = Objective(self, critics)
         betas = (options.beta1, 0.999)
         optimizer = torch.optim.Adam(self.networks.parameters(), options.lr, betas, fused=True)
