@@ -553,6 +553,10 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
         assert (cyclegan["cycle"], cyclegan["identity"], cyclegan["pool_size"]) == (10, 0.5, 50)
         assert (cyclegan["epochs"], cyclegan["decay_epochs"]) == (100, 100)
         assert (cyclegan["lr"], cyclegan["beta1"], cyclegan["batch_size"]) == (2e-4, 0.5, 1)
+        cem = e.methods["cem"].model_dump()
+        assert (cem["search_steps"], cem["iterations"], cem["initial_c"]) == (9, 1000, 10)
+        assert (cem["kappa"], cem["beta"], cem["gamma"], cem["lr"]) == (0, 0.1, 100, 0.01)
+        assert cem["patience"] is None and cem["targeting"] == "pairwise"
     kappas = [e.methods["explaingan"].model_dump()["kappa"] for e in (mnist, fashion)]
     assert kappas == [0.05, 0.1]
     dcgan = mnist.generators["dcgan"].model_dump()

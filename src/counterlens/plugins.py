@@ -46,10 +46,10 @@ NOT_PLUGINS = {
         "zipped_images",
         "weights",
     },
-    "classifiers": {"base", "train"},
+    "classifiers": {"base", "train", "adopt"},
     "generators": {"base", "train", "export", "diffusion", "diffusion_options"},
     "oracles": {"base", "train"},
-    "methods": {"base", "fit", "explain", "filtered_attack", "filtered_attack_options"},
+    "methods": {"base", "fit", "explain", "cells", "filtered_attack", "filtered_attack_options"},
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }
 

@@ -23,11 +23,13 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", "width": 4, "latent_dim": 8},
     "vae": {"kind": "vae", "width": 4, "latent_dim": 8},
     "ddpm": {"kind": "ddpm", "channels": (8, 8), "steps": 50},
+    "cem-autoencoder": {"kind": "cem-autoencoder", "width": 4},
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "lenet": {"kind": "lenet"},
     "gap-resnet": {"kind": "gap-resnet", "widths": (4, 8)},
 }
+TRAINED_CLASSIFIER = ("cve",)  # methods that need images it recognises
 FILTERED = {"schedule": 10, "steps": 2, "iterations": 4, "step_size": 0.05, "dilation": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "ace": FILTERED,
@@ -39,6 +41,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "auxiliary_epochs": 2,
         "auxiliary_batch_size": 8,
     },
+    "cem": {
+        "autoencoder": "cem-autoencoder",
+        "targeting": "full",
+        "gamma": 1,
+        "initial_c": 1,
+        "search_steps": 3,
+        "iterations": 8,
+        "lr": 0.1,
+    },
+    "cve": {"per_class": 12},
     "dime": {"schedule": 10, "steps": 3, "guidance": (1.0, 5.0)},
     "c3lt": {
         "generator": "dcgan",
@@ -132,7 +144,8 @@ def create(models) -> Callable[..., Method]:
         content = {"kind": kind, **METHODS[kind], **changes}
         options = plugins.options_class("methods", kind).model_validate(content)
         assert isinstance(options, MethodOptions)
-        classifier = models["gap-resnet" if options.requires_gap else "lenet"]
+        gap = options.requires_gap or kind in TRAINED_CLASSIFIER
+        classifier = models["gap-resnet" if gap else "lenet"]
         generators = {name: models[name] for name in options.generators()}
         return plugins.create(
             "methods", options, Method, Task(classifier, generators, SHAPE, (PAIR,), CPU, seed)

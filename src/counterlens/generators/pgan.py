@@ -20,8 +20,9 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.base import Generator, Quality, Training, sample_quality
+from counterlens.generators.base import Generator, Training, sample_quality
 from counterlens.runtime.device import autocast, place
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, moving_average, train
 
