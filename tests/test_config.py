@@ -543,8 +543,11 @@ def test_every_shipped_experiment_loads_at_both_scales(name: str, root: Path) ->
     )
     assert set(small.methods) == set(published.methods)
     for section in ("generators", "methods"):
+        both = getattr(published, section)
         for key, options in getattr(small, section).items():
-            here, there = options.model_dump(), getattr(published, section)[key].model_dump()
+            if key not in both:  # it stands in for a larger one
+                continue
+            here, there = options.model_dump(), both[key].model_dump()
             assert here.get("epochs", 0) <= there.get("epochs", 0)
             assert here.get("kind") == there.get("kind")
 
@@ -578,13 +581,29 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
         assert e.methods["c3lt-n3"].model_dump()["steps"] == 3
         pgd = e.methods["pgd"].model_dump()
         assert (pgd["epsilon"], pgd["step_size"], pgd["steps"]) == (epsilon, 1 / 255, 1000)
+        explaingan = e.methods["explaingan"].model_dump()
+        terms = ("adversarial", "reconstruction", "consistency", "smoothness", "entropy")
+        assert {explaingan[name] for name in terms} == {1} and explaingan["count"] == 1000
+        cyclegan = e.methods["cyclegan"].model_dump()
+        assert (cyclegan["cycle"], cyclegan["identity"], cyclegan["pool_size"]) == (10, 0.5, 50)
+        assert (cyclegan["epochs"], cyclegan["decay_epochs"]) == (100, 100)
+        assert (cyclegan["lr"], cyclegan["beta1"], cyclegan["batch_size"]) == (2e-4, 0.5, 1)
         cem = e.methods["cem"].model_dump()
         assert (cem["search_steps"], cem["iterations"], cem["initial_c"]) == (9, 1000, 10)
         assert (cem["kappa"], cem["beta"], cem["gamma"], cem["lr"]) == (0, 0.1, 100, 0.01)
         assert cem["patience"] is None and cem["targeting"] == "pairwise"
-        dcgan = e.generators["dcgan"].model_dump()
-        assert (dcgan["latent_dim"], dcgan["width"], dcgan["epochs"]) == (100, 64, 100)
-        assert (dcgan["batch_size"], dcgan["lr"], dcgan["beta1"]) == (64, 2e-4, 0.5)
+    kappas = [e.methods["explaingan"].model_dump()["kappa"] for e in (mnist, fashion)]
+    assert kappas == [0.05, 0.1]
+    dcgan = mnist.generators["dcgan"].model_dump()
+    assert (dcgan["latent_dim"], dcgan["width"], dcgan["epochs"]) == (100, 64, 100)
+    assert (dcgan["batch_size"], dcgan["lr"], dcgan["beta1"]) == (64, 2e-4, 0.5)
+    pgan = fashion.generators["pgan"].model_dump()
+    assert (pgan["latent_dim"], pgan["width"], pgan["lr"]) == (128, 32, 1e-3)
+    assert (pgan["beta1"], pgan["beta2"], pgan["penalty"], pgan["ema"]) == (0, 0.99, 10, 0.999)
+    assert fashion.methods["c3lt"].generators() == ("pgan", "encoder")
+    small = load_experiment("c3lt-fashion-mnist", "small")
+    assert small.methods["c3lt"].generators() == ("dcgan", "encoder")
+    assert "pgan" not in small.generators
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -624,6 +643,20 @@ def test_every_shipped_table_loads(root: Path) -> None:
         for experiment, rows in table.paper_values.items():
             assert experiment in EXPERIMENTS and set(rows) <= methods
             assert all(set(values) <= set(table.columns) for values in rows.values())
+
+
+def test_a_reduction_of_an_extension_may_remove_what_it_adds(copied_project: Path) -> None:
+    content = {
+        "extends": "digits",
+        "name": "more",
+        "generators": {"vae": {"kind": "vae"}},
+        "small": {"generators": {"vae": None}, "methods": {"pgd": None}},
+    }
+    (copied_project / "config/experiments/more.yaml").write_text(yaml.safe_dump(content))
+    published, small = (load_experiment("more", scale) for scale in ("published", "small"))
+    assert "vae" in published.generators and "pgd" in published.methods
+    assert "vae" not in small.generators and "pgd" not in small.methods
+    assert small.generators["dcgan"] == load_experiment("digits", "small").generators["dcgan"]
 
 
 def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:

@@ -557,14 +557,19 @@ def _known(folder: Path) -> str:
     return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
 
 
-def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `override` laid over it, mapping by mapping; `null` removes a key."""
+def merge(
+    base: Mapping[str, Any], override: Mapping[str, Any], keep_null: bool = False
+) -> dict[str, Any]:
+    """`base` with `override` laid over it, mapping by mapping.
+
+    `null` removes a key; with `keep_null` it stays, to remove the key of a later `base`.
+    """
     merged = dict(base)
     for key, value in override.items():
-        if value is None:
+        if value is None and not keep_null:
             merged.pop(key, None)
         elif isinstance(value, Mapping) and isinstance(merged.get(key), Mapping):
-            merged[key] = merge(merged[key], value)
+            merged[key] = merge(merged[key], value, keep_null)
         else:
             merged[key] = value
     return merged
@@ -615,7 +620,11 @@ def _experiment_file(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent in (*seen, name):
         raise UserError(f"{path}: extends: '{parent}' extends this file in turn")
     inherited = _experiment_file(str(parent), (*seen, name))
-    return merge({key: value for key, value in inherited.items() if key != "name"}, content)
+    merged = merge({key: value for key, value in inherited.items() if key != "name"}, content)
+    below, above = inherited.get("small"), content.get("small")
+    if isinstance(below, dict) and isinstance(above, dict):
+        merged["small"] = merge(below, above, keep_null=True)
+    return merged
 
 
 def load_experiment(name: str, scale: Scale) -> Experiment:

@@ -68,6 +68,24 @@ METHODS: dict[str, dict[str, Any]] = {
         "precision": "fp32",
         "least_width": 6,
     },
+    "explaingan": {
+        "latent_dim": 8,
+        "width": 4,
+        "epochs": 2,
+        "batch_size": 8,
+        "lr": 0.001,
+        "precision": "fp32",
+    },
+    "cyclegan": {
+        "width": 4,
+        "blocks": 1,
+        "discriminator_width": 4,
+        "discriminator_layers": 2,
+        "epochs": 1,
+        "decay_epochs": 1,
+        "batch_size": 8,
+        "precision": "fp32",
+    },
     "pgd": {"epsilon": 0.2, "step_size": 0.05, "steps": 4},
 }
 

@@ -137,3 +137,16 @@ def reconstruction_quality(
     return Quality(
         values, at_least={"class_kept": least_class_kept}, at_most={"reconstruction_l1": most_l1}
     )
+
+
+def sample_quality(samples: Tensor, training: Training) -> Quality:
+    """Share of samples the classifier is sure of, and how evenly they cover the classes."""
+    assert training.classifier is not None
+    found = training.classifier.probabilities(samples)
+    share = found.argmax(dim=1).bincount(minlength=found.shape[1]) / len(found)
+    values = {
+        "confident_samples": float((found.amax(dim=1) >= 0.9).float().mean()),
+        "rarest_class_share": float(share.min()),
+    }
+    gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / found.shape[1]}
+    return Quality(values, at_least=gates)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.base import Generator, Training
+from counterlens.generators.base import Generator, Training, sample_quality
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
@@ -105,15 +105,7 @@ class DCGAN(Generator):
 
     def quality(self, training: Training) -> Quality:
         """Share of samples the classifier is sure of, and how evenly they cover the classes."""
-        assert training.classifier is not None
-        found = training.classifier.probabilities(self.samples(1024, training))
-        share = found.argmax(dim=1).bincount(minlength=found.shape[1]) / len(found)
-        values = {
-            "confident_samples": float((found.amax(dim=1) >= 0.9).float().mean()),
-            "rarest_class_share": float(share.min()),
-        }
-        gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / found.shape[1]}
-        return Quality(values, at_least=gates)
+        return sample_quality(self.samples(1024, training), training)
 
     def sheet(self, training: Training) -> Tensor:
         return self.samples(64, training)
