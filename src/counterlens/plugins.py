@@ -30,7 +30,9 @@ TORCH_FREE = (
     "counterlens.config",
     "counterlens.data.celeba_attributes",
     "counterlens.generators.diffusion_options",
+    "counterlens.generators.latent_options",
     "counterlens.methods.filtered_attack_options",
+    "counterlens.methods.eced_options",
 )
 NOT_PLUGINS = {
     "data": {
@@ -47,9 +49,27 @@ NOT_PLUGINS = {
         "weights",
     },
     "classifiers": {"base", "train"},
-    "generators": {"base", "train", "export", "diffusion", "diffusion_options"},
+    "generators": {
+        "base",
+        "train",
+        "export",
+        "diffusion",
+        "diffusion_options",
+        "latent",
+        "latent_options",
+    },
     "oracles": {"base", "train"},
-    "methods": {"base", "fit", "explain", "filtered_attack", "filtered_attack_options"},
+    "methods": {
+        "base",
+        "fit",
+        "explain",
+        "filtered_attack",
+        "filtered_attack_options",
+        "eced_options",
+        "edit_region",
+        "background",
+        "blended_diffusion",
+    },
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }
 
