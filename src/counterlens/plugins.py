@@ -67,6 +67,7 @@ NOT_PLUGINS = {
         "filtered_attack_options",
         "eced_options",
         "edit_region",
+        "score_cam",
         "background",
         "blended_diffusion",
     },

@@ -52,6 +52,8 @@ class LatentDiffusion(Generator):
         unet: diffusers' `UNet2DConditionModel`.
         scheduler: diffusers' `DDIMScheduler`, whose grid ends at step 0 and at no noise.
         scale: float32 (), what latents are multiplied with for unit variance.
+        inner_size: height and width of the images that the autoencoder sees.
+        latent_size: height and width of the latents.
     """
 
     latent_dim = 0
@@ -59,6 +61,8 @@ class LatentDiffusion(Generator):
     unet: nn.Module
     scheduler: Any
     scale: Tensor
+    inner_size: tuple[int, int]
+    latent_size: tuple[int, int]
 
     def __init__(self, options: LatentOptions, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
@@ -108,10 +112,11 @@ class LatentDiffusion(Generator):
         """Latents (N, c, h, w) to images; not clamped, so that gradients pass."""
         return self.decoder()(z)
 
-    def steps(self, grid: int, start: int) -> list[int]:
-        """The training steps of a grid from `start` down to 0; the scheduler is set to it."""
-        self.scheduler.set_timesteps(grid)
-        return [int(step) for step in self.scheduler.timesteps if step <= start]
+    def sampling_scheduler(self, grid: int) -> Any:
+        """A scheduler of its own for sampling with `grid` steps."""
+        found = copy.deepcopy(self.scheduler)
+        found.set_timesteps(grid)
+        return found
 
     def noised(self, z: Tensor, noise: Tensor, step: int) -> Tensor:
         """Clean latents at a noise level (ECED Eq. 9)."""
@@ -131,15 +136,16 @@ class LatentDiffusion(Generator):
         self,
         z: Tensor,
         classes: Tensor,
-        steps: Sequence[int],
         randomness: Sequence[torch.Generator],
+        start: int | None = None,
     ) -> Tensor:
-        """All the way down from latents at the first of the steps; ancestral (eta = 1)."""
+        """From latents at the level `start`, or from pure noise, all the way down (eta = 1)."""
+        scheduler = self.sampling_scheduler(self.settings.grid)
         condition = self.condition(classes)
-        for step in steps:
+        for step in steps_from(scheduler, start):
             noise = draw(randomness, z.shape[1:], z)
             found = self.eps(z, step, condition)
-            z = self.scheduler.step(found, step, z, eta=1.0, variance_noise=noise).prev_sample
+            z = scheduler.step(found, step, z, eta=1.0, variance_noise=noise).prev_sample
         return z
 
     @torch.inference_mode()
@@ -155,21 +161,18 @@ class LatentDiffusion(Generator):
     def generated(self, training: Training, classes: Tensor) -> Tensor:
         """Samples (N, C, H, W) in [0, 1] of classes (N,), from pure noise."""
         random = image_generators(training.seed, "samples", "quality", range(len(classes)))
-        shape = self.encoded(training.test_images[:1], training.device).shape[1:]
+        shape = (self.autoencoder.config.latent_channels, *self.latent_size)
         z = draw(random, shape, torch.empty(0, device=training.device))
-        steps = self.steps(self.settings.grid, len(self.scheduler.alphas_cumprod))
-        return self.decoded(
-            self.batched(z, classes, random, lambda *part: self.sample(*part[:2], steps, part[2]))
-        )
+        return self.decoded(self.batched(z, classes, random, self.sample))
 
     def returned(self, training: Training, z: Tensor, classes: Tensor) -> Tensor:
         """Latents of images noised to the options' `start` and denoised with their own class."""
         random = image_generators(training.seed, "return", "quality", range(len(classes)))
-        steps = self.steps(self.settings.grid, self.settings.start)
+        steps = steps_from(self.sampling_scheduler(self.settings.grid), self.settings.start)
 
         def there_and_back(part: Tensor, labels: Tensor, chosen: Sequence[Any]) -> Tensor:
             noisy = self.noised(part, draw(chosen, part.shape[1:], part), steps[0])
-            return self.sample(noisy, labels, steps, chosen)
+            return self.sample(noisy, labels, chosen, steps[0])
 
         return self.batched(z, classes, random, there_and_back)
 
@@ -231,6 +234,11 @@ class LatentDiffusion(Generator):
         back = self.decoded(self.returned(training, z, labels))
         classes = torch.tensor(self.settings.classes).repeat(16)[:16].sort().values
         return torch.cat([x, self.decoded(z), back, self.generated(training, classes)])
+
+
+def steps_from(scheduler: Any, start: int | None = None) -> list[int]:
+    """The steps of a scheduler's sampling grid from `start` (default: the highest) down to 0."""
+    return [int(step) for step in scheduler.timesteps if start is None or step <= start]
 
 
 def chosen_images(

@@ -77,6 +77,9 @@ class ClassConditionalLatentDiffusion(LatentDiffusion):
         multiple = 2 ** (depth - 1 + count - 1)
         height, width = (-side % multiple for side in shape[1:])
         self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
+        self.inner_size = (shape[1] + height, shape[2] + width)
+        factor = 2 ** (depth - 1)
+        self.latent_size = (self.inner_size[0] // factor, self.inner_size[1] // factor)
         self.autoencoder = AutoencoderKL(
             in_channels=shape[0],
             out_channels=shape[0],
@@ -87,12 +90,12 @@ class ClassConditionalLatentDiffusion(LatentDiffusion):
             layers_per_block=1,
             norm_num_groups=options.groups,
             mid_block_add_attention=False,
-            sample_size=shape[1] + height,
+            sample_size=self.inner_size[0],
             scaling_factor=1.0,
         )
         cross = "CrossAttn" if options.cross_attention else ""
         self.unet = UNet2DConditionModel(
-            sample_size=(shape[1] + height) // 2 ** (depth - 1),
+            sample_size=self.latent_size[0],
             in_channels=options.latent_channels,
             out_channels=options.latent_channels,
             block_out_channels=options.channels,
