@@ -225,9 +225,7 @@ class LatentDiffusion(Generator):
 
     def sheet(self, training: Training) -> Tensor:
         """A row each of test images, reconstructions, images returned from `start`, and samples."""
-        x, labels = chosen_images(
-            training.test_images, training.test_labels, self.settings.classes
-        )
+        x, labels = chosen_images(training.test_images, training.test_labels, self.settings.classes)
         every = max(1, len(x) // 8)
         x, labels = x[::every][:8], labels[::every][:8]
         z = self.encoded(x, training.device)

@@ -47,9 +47,7 @@ class BatchedScoreCAM(ScoreCAM):
     The entropy is in units of that of equal weights: 0 is one channel alone, 1 all alike.
     """
 
-    def __init__(
-        self, model: TappedClassifier, score: Literal["prob_increase", "logit"]
-    ) -> None:
+    def __init__(self, model: TappedClassifier, score: Literal["prob_increase", "logit"]) -> None:
         super().__init__(model, [model.tap])
         self.classifier, self.blank, self.score = model.classifier, model.blank, score
         self.entropy = torch.empty(0)
