@@ -440,7 +440,17 @@ class Figure(Model):
     title: str
     paper: str
     kind: Literal[
-        "cout", "latent-change", "traversal", "gallery", "path", "tsne", "stages", "parameter"
+        "cout",
+        "latent-change",
+        "traversal",
+        "gallery",
+        "path",
+        "tsne",
+        "stages",
+        "parameter",
+        "latents",
+        "diversity",
+        "angle",
     ]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)

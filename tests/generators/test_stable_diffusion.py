@@ -22,7 +22,7 @@ PROMPTS = ("a cat.", "a dog.")
 
 
 def write_pipeline(folder: Path) -> None:
-    """All parts of Stable Diffusion as its authors publish them, with networks of a few channels."""
+    """All parts of Stable Diffusion as they are published, with networks of a few channels."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (

@@ -1,4 +1,4 @@
-"""Stable Diffusion, or any model of its format, as a latent diffusion model with a prompt per class.
+"""Stable Diffusion, or any model of its format: latent diffusion with a prompt per class.
 
 Rombach et al., CVPR 2022. `fit` reads the autoencoder, the UNet and the CLIP text encoder through
 diffusers and transformers, and may fine-tune the UNet (ECED, WACV 2025: AdamW, 1e-4). What is

@@ -38,7 +38,9 @@ TSNE_IMAGES = 2000
 STAGES = {
     "causal_explanation": "causal",
     "pre_explanation": "pre-explanation",
+    "activation_map": "ScoreCAM",
     "edit_mask": "edit mask",
+    "reconstruction": "reconstruction",
 }
 
 
@@ -431,8 +433,11 @@ def write(figure: Figure, experiment: Experiment) -> None:
     inputs.figure_inputs(figure, experiment)
     import matplotlib
 
+    from counterlens.reports import latent_figures  # it uses what stands above
+
+    draw = {**DRAW, **latent_figures.DRAW}[figure.kind]
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        canvas = DRAW[figure.kind](figure, experiment)
+        canvas = draw(figure, experiment)
         with files.atomic_path(layout.FIGURES / f"{figure.name}.png") as temporary:
             canvas.savefig(
                 temporary,
