@@ -63,14 +63,15 @@ class EditRegion:
         An empty latent mask becomes the 5 % of cells with the largest activation.
         """
         options = self.options
+        if options.region == "all":
+            everywhere = activation.new_ones(len(activation), 1, *self.model.latent_size)
+            return Region(everywhere, torch.ones_like(activation))
         bound = activation.new_full(
             (len(activation), 1, 1, 1), options.threshold if threshold is None else threshold
         )
         if threshold is None and options.area is not None:
             flat = activation.flatten(1)
             bound = flat.quantile(1 - options.area, dim=1)[:, None, None, None]
-        if options.region == "all":
-            bound = torch.zeros_like(bound)
         above = (activation > bound).to(activation)
         height, width = self.model.latent_size
         mask = self.shrunk(self.enlarge(above))
@@ -82,7 +83,7 @@ class EditRegion:
         for _ in range(options.dilate):
             mask = functional.max_pool2d(mask, 3, stride=1, padding=1)
         wide = int((mask.flatten(1).mean(dim=1) > MOST_SHARE).sum())
-        if wide and options.region != "all":
+        if wide:
             logger.warning("%d of %d regions cover more than 90 %% of the image", wide, len(mask))
         return Region(mask, self.in_pixels(mask))
 
