@@ -32,6 +32,8 @@ CHUNK = 64
 class LatentDecoder(nn.Module):
     """Latents (N, c, h, w) to images (N, C, H, W), about [0, 1] and not clamped; differentiable."""
 
+    scale: Tensor
+
     def __init__(self, autoencoder: Any, scale: Tensor, fitted: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.post_quant_conv: nn.Module = autoencoder.post_quant_conv
@@ -58,7 +60,7 @@ class LatentDiffusion(Generator):
 
     latent_dim = 0
     autoencoder: Any
-    unet: nn.Module
+    unet: Any
     scheduler: Any
     scale: Tensor
     inner_size: tuple[int, int]

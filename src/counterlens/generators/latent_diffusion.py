@@ -8,6 +8,7 @@ latents are scaled to unit variance, then the UNet learns the noise in them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -80,7 +81,8 @@ class ClassConditionalLatentDiffusion(LatentDiffusion):
         self.inner_size = (shape[1] + height, shape[2] + width)
         factor = 2 ** (depth - 1)
         self.latent_size = (self.inner_size[0] // factor, self.inner_size[1] // factor)
-        self.autoencoder = AutoencoderKL(
+        autoencoder: Any = AutoencoderKL  # its annotations know one resolution alone
+        self.autoencoder = autoencoder(
             in_channels=shape[0],
             out_channels=shape[0],
             latent_channels=options.latent_channels,
