@@ -179,7 +179,7 @@ def test_saved_and_loaded_it_is_the_same(training, tmp_path: Path) -> None:
     loaded = create()
     load_model(tmp_path / "model.safetensors", loaded)
     x = training().test_images
-    torch.testing.assert_close(loaded.eval().encode(x), model.encode(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(loaded.eval().encode(x), model.encode(x), atol=1e-3, rtol=0)
     assert float(loaded.scale) == float(model.scale) != 1
 
 
