@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs inside a fresh conda environment, from the project's folder. Snakemake hashes this file,
 # so the line below (written by "make lock") makes a changed lock a changed environment.
-lock_sha256=6c5f02837a1c78e0ac2c962304f8bf416277b44484dba48a2eea5b81f93d140f
+lock_sha256=74fd2eb3a65936efee7ebbe8e267142987561979da2703a7727502e0768cc5da
 set -euo pipefail
 
 if [[ ! -f envs/requirements.lock ]]; then

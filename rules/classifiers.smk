@@ -1,6 +1,7 @@
 rule classifier:
     input:
         data=project.dataset_of,
+        files=project.classifier_files,
         code=project.classifier_code,
     output:
         model="results/{experiment}/classifier/model.safetensors",

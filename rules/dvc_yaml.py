@@ -20,6 +20,7 @@ from counterlens import layout
 from counterlens.config import (
     CONFIG_DIR,
     ORIGINAL_DATA,
+    ClassifierOptions,
     Experiment,
     Figure,
     Options,
@@ -168,7 +169,7 @@ class Stages:
                 f"generators_{e.name}_{name}",
                 deps=[data, classifier, *(generator(e, other) for other in options.requires())],
                 parameters=parameters(e.name, "pairs", f"generators.{name}", *users),
-                outs=[generator(e, name)],
+                outs=[generator(e, name), training_times(e, "generators", name)],
                 code=own_code(parts(e)),
             )
         for method in (*e.methods, ORIGINAL_DATA):
@@ -189,6 +190,7 @@ class Stages:
             outs.append(layout.TIMINGS / e.name / method)
             if method in e.trained_methods():
                 outs.insert(0, trained_method(e, method))
+                outs.append(training_times(e, "methods", method))
             elif options.trained_as is not None:
                 borrowed.append(trained_method(e, options.trained_as))
             if (earlier := options.builds_on()) is not None:
@@ -234,8 +236,17 @@ class Stages:
                 *(counterfactuals(e, name) for name in e.methods),
                 *(metrics(e, name) for name in (*e.methods, ORIGINAL_DATA)),
                 *(layout.TIMINGS / e.name / name for name in e.methods),
+                *(training_times(e, "generators", name) for name in e.generators),
+                *(training_times(e, "methods", name) for name in e.trained_methods()),
             ],
-            parameters=[(str(file), ()) for file, _ in chain(e.name)],
+            parameters=[
+                *((str(file), ()) for file, _ in chain(e.name)),
+                *((str(table_file(table)), ()) for table in self.project.boards(e.name)),
+                *(
+                    (f"{CONFIG_DIR}/figures/{figure.name}.yaml", ())
+                    for figure in self.project.pareto_figures(e.name)
+                ),
+            ],
             outs=[layout.report(e.name), *animated],
             reports=[cost.with_suffix(".csv"), cost.with_suffix(".md")],
         )
@@ -243,21 +254,23 @@ class Stages:
     def table(self, table: Table) -> Stage:
         """One table: `table_c3lt_1_mnist` for `c3lt-table1-mnist`."""
         experiments = [self.project.experiments[name] for name in table.experiments]
-        rows = [(e, name) for e in experiments for name in inputs.table_methods(table, e)]
+        methods = {e.name: inputs.table_methods(table, e) for e in experiments}
+        rows = [(e, name) for e in experiments for name in methods[e.name]]
         stem = layout.TABLES / table.name
-        source = max(
-            (p for p in (CONFIG_DIR / "tables").glob("*.yaml") if belongs(table.name, p.stem)),
-            key=lambda path: len(path.stem),
-        )
         return self.stage(
             f"table_{stage_name(table.name, 'table')}",
-            table.name,
+            f"{stem}.csv" if table.ranked else table.name,
             deps=[
-                *(metrics(e, name) for e, name in rows),
-                *(path for e in experiments for path in models(e)),
+                *(metrics(e, name) for e, name in rows if inputs.judged(table)),
+                *(
+                    layout.TIMINGS / e.name / name
+                    for e, name in rows
+                    if inputs.TIME.name in table.columns and name != ORIGINAL_DATA
+                ),
+                *(path for e in experiments for path in models(e, methods[e.name])),
             ],
             parameters=[
-                (str(source), ()),
+                (str(table_file(table)), ()),
                 *joined(pair for e in experiments for pair in parameters(e.name, "metrics")),
             ],
             reports=[stem.with_suffix(suffix) for suffix in (".html", ".md", ".tex")],
@@ -268,8 +281,9 @@ class Stages:
     def figure(self, figure: Figure) -> Stage:
         """One figure: `figure_c3lt_5` for `c3lt-figure5`."""
         e = self.project.experiments[figure.experiment]
-        judged = figure.methods if figure.kind in ("cout", "parameter") else ()
-        drawn = figure.methods if figure.kind != "parameter" else ()
+        shown = inputs.figure_methods(figure, e)
+        judged = shown if figure.kind in ("cout", "parameter", "pareto") else ()
+        drawn = shown if figure.kind not in ("parameter", "pareto") else ()
         return self.stage(
             f"figure_{stage_name(figure.name, 'figure')}",
             figure.name,
@@ -285,7 +299,11 @@ class Stages:
 
 def own_code(used: Iterable[Options]) -> list[str]:
     """The files outside the package that define some of an experiment's parts."""
-    return list(dict.fromkeys(options.kind for options in used if options.kind.endswith(".py")))
+    found: list[str] = []
+    for options in used:
+        found += [options.kind] if options.kind.endswith(".py") else []
+        found += options.files if isinstance(options, ClassifierOptions) else ()
+    return list(dict.fromkeys(found))
 
 
 def parts(e: Experiment) -> list[Options]:
@@ -320,14 +338,18 @@ def metrics(e: Experiment, name: str) -> Path:
     return layout.RESULTS / e.name / "metrics" / name
 
 
-def models(e: Experiment) -> list[Path]:
-    """The models whose cards the tables and reports show."""
-    trained = [oracles(e)] if inputs.trained_oracles(e) else []
+def models(e: Experiment, methods: Iterable[str] | None = None) -> list[Path]:
+    """The models whose cards the tables and reports show: those of all methods, or of some."""
+    generators, trained = (
+        (e.generators, e.trained_methods())
+        if methods is None
+        else (dict(found) for found in inputs.trainings(e, methods, e.pairs))
+    )
     return [
         layout.classifier(e.name),
-        *trained,
-        *(generator(e, name) for name in e.generators),
-        *(trained_method(e, name) for name in e.trained_methods()),
+        *([oracles(e)] if inputs.trained_oracles(e) else []),
+        *(generator(e, name) for name in generators),
+        *(trained_method(e, name) for name in trained),
     ]
 
 
@@ -368,6 +390,17 @@ def joined(found: Iterable[tuple[str, tuple[str, ...]]]) -> Parameters:
     for file, keys in found:
         files.setdefault(file, {}).update(dict.fromkeys(keys))
     return [(file, tuple(keys)) for file, keys in files.items()]
+
+
+def training_times(e: Experiment, section: str, name: str) -> Path:
+    """Folder of what the trainings of a generator or method took."""
+    return layout.training_time(e.name, section, name, "any").parent
+
+
+def table_file(table: Table) -> Path:
+    """The file that describes a table, itself or as a variant."""
+    found = (p for p in (CONFIG_DIR / "tables").glob("*.yaml") if belongs(table.name, p.stem))
+    return max(found, key=lambda path: len(path.stem))
 
 
 def belongs(table: str, stem: str) -> bool:

@@ -9,6 +9,7 @@ rule generator:
         card="results/{experiment}/generators/{generator}/{scope}/card.json",
         training="results/{experiment}/generators/{generator}/{scope}/training.csv",
         samples="results/{experiment}/generators/{generator}/{scope}/samples.png",
+        timing="results/timings/{experiment}/training/generators/{generator}/{scope}.json",
     log:
         "logs/{experiment}/generators/{generator}/{scope}.log",
     benchmark:

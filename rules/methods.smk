@@ -8,6 +8,7 @@ rule fit:
         model="results/{experiment}/methods/{method}/{scope}/model.safetensors",
         card="results/{experiment}/methods/{method}/{scope}/card.json",
         training="results/{experiment}/methods/{method}/{scope}/training.csv",
+        timing="results/timings/{experiment}/training/methods/{method}/{scope}.json",
     log:
         "logs/{experiment}/methods/{method}/{scope}.log",
     benchmark:

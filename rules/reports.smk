@@ -84,7 +84,7 @@ rule animations:
 
 rule cost:
     input:
-        timings=project.timing_inputs,
+        timings=project.cost_inputs,
         code=project.report_code("timing"),
     output:
         csv="results/tables/{experiment}-cost.csv",
@@ -102,7 +102,7 @@ rule cost:
     params:
         scale=project.scale,
     message:
-        "gathering the seconds per image of {wildcards.experiment}"
+        "gathering what the methods cost of {wildcards.experiment}"
     shell:
         "counterlens cost --experiment {wildcards.experiment} --scale {params.scale}"
         " > {log} 2>&1"

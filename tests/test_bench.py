@@ -123,6 +123,7 @@ def test_methods_may_be_chosen(experiment: Experiment) -> None:
         ({"methods": ["nope"]}, "--method nope: unknown; allowed: c3lt, "),
         ({"images": 0}, "at least 1"),
         ({"repeats": 0}, "at least 1"),
+        ({"sequential": -1}, "neither may be negative"),
         ({"methods": ["untrained"]}, "nothing to measure: untrained: results/tiny/methods"),
     ],
 )
@@ -168,6 +169,65 @@ def test_a_peer_with_another_result_gives_no_ratio(
     assert not peer["agree"]
     assert "ratio" not in peer
     assert "not comparable with torchattacks" in capsys.readouterr().out
+
+
+SEARCHES = """
+  cem: {kind: cem, autoencoder: cem-autoencoder, search_steps: 3, iterations: 40}
+  cve: {kind: cve, cell: 2, per_class: 20}
+"""
+
+
+@pytest.fixture
+def searching(experiment: Experiment) -> Experiment:
+    """The experiment with both searches, ready to explain the pair 4-9."""
+    text = EXPERIMENT.replace("\nevaluation", SEARCHES.rstrip() + "\nevaluation")
+    autoencoder = "  cem-autoencoder: {kind: cem-autoencoder, width: 4}\nmethods:"
+    files.write_text(Path("config/experiments/tiny.yaml"), text.replace("methods:", autoencoder, 1))
+    found = load_experiment("tiny", "small")
+    save_model(
+        generators.model_file(found, "cem-autoencoder", "all-classes"),
+        generators.create(found, "cem-autoencoder"),
+    )
+    bank = methods.create(found, "cve", "4-9", CPU).trained()
+    bank.get_buffer("images").random_(0, 256)
+    bank.get_buffer("count").fill_(20)
+    save_model(layout.method("tiny", "cve", "4-9") / "model.safetensors", bank)
+    return found
+
+
+def test_searches_are_compared_with_those_of_single_images(
+    searching: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench.run(
+        searching, CPU, images=6, repeats=1, methods=["cem", "cve", "pgd"], sequential=3, warm_up=0
+    )
+    assert result["warm_up"] == 0 and "sequential" not in result["methods"]["pgd"]
+    for name in ("cem", "cve"):
+        entry = result["methods"][name]
+        alone = entry["sequential"]
+        assert (alone["images"], alone["agree"]) == (3, True)
+        assert alone["seconds_per_image"] > 0 and alone["speed_up"] > 0
+    assert result["methods"]["cem"]["bare"]["passes"].startswith("120 x")
+    printed = capsys.readouterr().out
+    assert printed.count("x the images per second of the search one image at a time") == 2
+    assert "(100% of 3 images the same)" in printed
+
+
+def test_another_result_gives_no_speed_up(
+    searching: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = bench.bench_references.cve
+    monkeypatch.setattr(bench.bench_references, "cve", lambda *given: 1 - original(*given))
+    result = bench.run(searching, CPU, images=2, repeats=1, methods=["cve"], sequential=2)
+    alone = result["methods"]["cve"]["sequential"]
+    assert not alone["agree"] and "speed_up" not in alone
+    assert "gives other images (0% of 2 images the same)" in capsys.readouterr().out
+
+
+def test_the_ratio_is_of_images_per_second() -> None:
+    seconds = {"ours": [2.0, 1.0, 4.0], "sequential": [6.0, 6.0, 6.0]}
+    found = bench._speed_up(seconds, images=10, sequential=3)
+    assert found == {"seconds_per_image": 2.0, "speed_up": 10.0}
 
 
 def test_order_turns_round_and_warm_up_is_not_counted() -> None:

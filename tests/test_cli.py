@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,11 @@ def test_a_module_run_ends_with_the_same_code(tmp_path: Path) -> None:
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[[str, str], dict[str, Any]]:
     """Replace a stage's function; the dictionary tells what it was called with."""
-    from counterlens.runtime import device, gpu_slots
+    from counterlens.runtime import device, gpu_slots, stopwatch
 
+    monkeypatch.setattr(
+        stopwatch, "timed", lambda path, threads: nullcontext(order.append(f"timed {path}"))
+    )
     monkeypatch.setattr(gpu_slots, "acquire", lambda gpus: order.append(f"gpus {gpus}"))
     monkeypatch.setattr(device, "setup", lambda threads: order.append(f"threads {threads}"))
     order: list[str] = []
@@ -175,7 +179,12 @@ def test_a_stage_on_a_device(
     # the device (here None) stands last; the GPUs are taken before torch is set up
     assert others == [*arguments, None]
     assert seen["keywords"] == dict(keywords)
-    assert seen["order"] == ["gpus 0", "threads 3"]
+    timed = {
+        "generators.train": "results/timings/digits/training/generators/dcgan/4-9.json",
+        "methods.fit": "results/timings/digits/training/methods/c3lt/4-9.json",
+    }
+    expected = [f"timed {timed[module]}"] if module in timed else []
+    assert seen["order"] == ["gpus 0", "threads 3", *expected]
 
 
 @pytest.mark.parametrize(

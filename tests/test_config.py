@@ -543,6 +543,10 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
         assert e.methods["c3lt-n3"].model_dump()["steps"] == 3
         pgd = e.methods["pgd"].model_dump()
         assert (pgd["epsilon"], pgd["step_size"], pgd["steps"]) == (epsilon, 1 / 255, 1000)
+        cem = e.methods["cem"].model_dump()
+        assert (cem["search_steps"], cem["iterations"], cem["initial_c"]) == (9, 1000, 10)
+        assert (cem["kappa"], cem["beta"], cem["gamma"], cem["lr"]) == (0, 0.1, 100, 0.01)
+        assert cem["patience"] is None and cem["targeting"] == "pairwise"
         dcgan = e.generators["dcgan"].model_dump()
         assert (dcgan["latent_dim"], dcgan["width"], dcgan["epochs"]) == (100, 64, 100)
         assert (dcgan["batch_size"], dcgan["lr"], dcgan["beta1"]) == (64, 2e-4, 0.5)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from counterlens import layout, plugins
+from counterlens.classifiers import adopt
 from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, load_experiment
 from counterlens.data.base import Dataset, load_split
 from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
 from counterlens.methods import base, explain, fit
+from counterlens.metrics import compute
 from counterlens.runtime import files
 from counterlens.runtime.training import save_model
 
@@ -146,3 +152,67 @@ def test_the_dataset_of_the_documentation(tmp_path: Path) -> None:
     assert np.array_equal(splits["train"].images, images)
     assert splits["test"].labels.dtype == np.int64
     assert splits["test"].labels.tolist() == [1]
+
+
+OWN = ROOT / "examples" / "bring_your_own"
+FACTORY = """
+network: examples/bring_your_own/net.py:build
+weights: my/net.safetensors
+maps: [first, second]
+head: fc
+"""
+
+
+@pytest.fixture(scope="module")
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the example's script makes."""
+    folder = tmp_path_factory.mktemp("brought")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(OWN / "make.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("network", [FACTORY, "network: my/net.onnx", "network: my/net.pt"])
+def test_a_user_s_classifier_pictures_and_method(
+    network: str, brought: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All named in one experiment file, from the pictures to the metrics."""
+    monkeypatch.chdir(tmp_path)
+    Path("my").symlink_to(brought)
+    Path("examples").symlink_to(ROOT / "examples")
+    text = (OWN / "own-pictures.yaml").read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    shared = {key: content["classifier"][key] for key in ("kind", "mean", "std")}
+    content["classifier"] = {**shared, **yaml.safe_load(network)}
+    files.write_text(Path("config/experiments/own-pictures.yaml"), yaml.safe_dump(content))
+    found = load_experiment("own-pictures", "small")
+
+    assert found.dataset.name == "pictures-28x28"
+    card = prepare(
+        found.dataset, layout.raw(found.dataset.name), layout.PREPARED / found.dataset.name
+    )
+    assert card.classes == ("three", "eight", "nine") and card.shape == (1, 28, 28)
+    adopt.run(found, CPU)
+    accuracy = files.read_json(layout.classifier("own-pictures") / "card.json")["test_accuracy"]
+    assert accuracy > 0.9, "the pictures, the classes and the normalisation are the network's own"
+    fit.run(found, "nearest", "0-1", CPU)
+    for method in found.methods:
+        explain.run(found, method, 0, 1, CPU)
+        compute.compute(found, method, 0, 1, CPU)
+        stem = layout.metrics("own-pictures", method, 0, 1)
+        judged = files.read_json(stem.with_suffix(".json"))
+        assert judged["images"] == 20
+        assert judged["per_image"]["validity"] > 0.5, method
+
+
+def test_the_example_s_file_is_what_is_shown() -> None:
+    """The workflow accepts the example as it stands, but for the files that the script makes."""
+    content = yaml.safe_load((OWN / "own-pictures.yaml").read_text(encoding="utf-8"))
+    document = (ROOT / "docs" / "bring-your-own.md").read_text(encoding="utf-8")
+    shown = yaml.safe_load(document.split("```yaml\n")[1].split("```")[0])
+    assert shown == content

@@ -1,23 +1,26 @@
 """Stage `bench`: what a counterfactual costs, beside the least that it could cost.
 
 For every method of an experiment: seconds per counterfactual; the ratio to the bare network passes
-that the method cannot do without, timed in turn with it; and for PGD the ratio to torchattacks on
-the same model and images. Images are on the device before the clock starts.
+that the method cannot do without, timed in turn with it; for PGD the ratio to torchattacks on the
+same model and images; for CEM and CVE the ratio to the search as published, one image at a time.
+Images are on the device before the clock starts.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from counterlens import __version__, layout
+from counterlens import __version__, bench_references, layout
 from counterlens.config import Experiment, Pair, pair_name
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
@@ -26,13 +29,16 @@ from counterlens.methods.ace import ACE
 from counterlens.methods.base import Method
 from counterlens.methods.c3lt import C3LT
 from counterlens.methods.cecas import CECAS
+from counterlens.methods.cem import CEM
+from counterlens.methods.cve import CVE
 from counterlens.methods.pgd import PGD
 from counterlens.runtime import device as devices
 from counterlens.runtime import files
 from counterlens.runtime.seeding import image_generators
 
 WARM_UP = 3
-TOLERANCE = 0.05  # of validity, between two attacks that start from different random points
+TOLERANCE = 0.05  # of validity, or of the share of equal images, between two that are compared
+SAME = 1e-3  # largest difference of a pixel
 Run = Callable[[], Any]
 
 
@@ -44,12 +50,15 @@ def run(
     repeats: int = 20,
     methods: Sequence[str] = (),
     peer: str | None = None,
+    sequential: int = 0,
+    warm_up: int = WARM_UP,
 ) -> dict[str, Any]:
     """Measure, print, and write `results/benchmarks/<experiment>.json`.
 
     The queries are one batch of test images of the first class of `pair` (default: the first pair);
     trained models are read from `results/`, a method without them is skipped with the reason.
-    `methods` empty means all; `peer` is compared with every `pgd` method.
+    `methods` empty means all; `peer` is compared with every `pgd` method, and the search as
+    published, on the first `sequential` images, with every `cem` and `cve` method.
 
     Raises:
         UserError: an argument does not fit the experiment, the peer is not installed, or no method
@@ -57,6 +66,8 @@ def run(
     """
     if images < 1 or repeats < 1:
         raise UserError(f"--images {images} --repeats {repeats}: both must be at least 1")
+    if sequential < 0 or warm_up < 0:
+        raise UserError(f"--sequential {sequential} --warm-up {warm_up}: neither may be negative")
     chosen = _pair(experiment, pair)
     for name in methods:
         if name not in experiment.methods:
@@ -79,7 +90,9 @@ def run(
             skipped[name] = str(error)
             continue
         randomness = image_generators(*seeds)
-        entry = measure(method, x, sources, targets, randomness, repeats, attacks)
+        entry = measure(
+            method, x, sources, targets, randomness, repeats, attacks, sequential, warm_up
+        )
         measured[name] = {"kind": experiment.methods[name].kind, **entry}
     if not measured:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -90,7 +103,7 @@ def run(
         "direction": [source, target],
         "images": len(x),
         "repeats": repeats,
-        "warm_up": WARM_UP,
+        "warm_up": warm_up,
         "device": devices.describe(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -111,20 +124,36 @@ def measure(
     randomness: Sequence[torch.Generator],
     repeats: int,
     attacks: Any = None,
+    sequential: int = 0,
+    warm_up: int = WARM_UP,
 ) -> dict[str, Any]:
-    """One method on one batch x (N, C, H, W): ours, its bare passes and, for PGD, the peer.
+    """One method on one batch x (N, C, H, W): ours, its bare passes and what it is compared with.
 
-    `attacks` is the module torchattacks, or None.
+    `attacks` is the module torchattacks, or None; `sequential` is the number of images for the
+    search one image at a time.
     """
+    state = [one.get_state() for one in randomness]
+
+    def again() -> Sequence[torch.Generator]:
+        for one, first in zip(randomness, state, strict=True):
+            one.set_state(first)
+        return randomness
+
     rivals: dict[str, Run] = {
-        "ours": lambda: method.explain(x, source, target, randomness).counterfactual
+        "ours": lambda: method.explain(x, source, target, again()).counterfactual
     }
     if least := bare(method, x, target):
         rivals["bare"] = least[1]
     if attacks and isinstance(method, PGD) and not method.options.feed_unnormalised:
         rivals["peer"] = _peer(attacks, method, x, target)
         torch.manual_seed(method.task.seed)
-    seconds = interleaved(rivals, repeats, x.device)
+    some = slice(sequential)
+    alone: Run | None = None
+    if sequential:
+        alone = one_at_a_time(method, x[some], source[some], target[some], again)
+    if alone is not None:
+        rivals["sequential"] = alone
+    seconds = interleaved(rivals, repeats, x.device, warm_up)
     entry: dict[str, Any] = {"seconds_per_image": statistics.median(seconds["ours"]) / len(x)}
     if least:
         entry["bare"] = {"passes": least[0], **_versus(seconds, "bare", len(x))}
@@ -135,7 +164,31 @@ def measure(
         entry["peer"] = {**about, "validity": valid, "agree": agree}
         if agree:  # the speed of another result is no comparison
             entry["peer"] |= _versus(seconds, "peer", len(x))
+    if alone is not None:
+        assert isinstance(method, CEM | CVE)
+        entry["sequential"] = _alike(method, x[some], source[some], target[some], again)
+        if entry["sequential"]["agree"]:
+            entry["sequential"] |= _speed_up(seconds, len(x), entry["sequential"]["images"])
     return entry
+
+
+def one_at_a_time(
+    method: Method,
+    x: Tensor,
+    source: Tensor,
+    target: Tensor,
+    randomness: Callable[[], Sequence[torch.Generator]],
+) -> Run | None:
+    """The search as published on each image by itself; None for other methods.
+
+    Args:
+        randomness: gives the images' generators, as they were at first.
+    """
+    if isinstance(method, CEM):
+        return lambda: bench_references.cem(method, x, source, target)
+    if isinstance(method, CVE):
+        return lambda: bench_references.cve(method, x, source, target, randomness())
+    return None
 
 
 def bare(method: Method, x: Tensor, target: Tensor) -> tuple[str, Run] | None:
@@ -160,7 +213,26 @@ def bare(method: Method, x: Tensor, target: Tensor) -> tuple[str, Run] | None:
         return f"{steps} x (forward and backward of the classifier)", gradient_passes
     if isinstance(method, ACE | CECAS):
         return _filter_passes(method, x)
+    if isinstance(method, CEM):
+        return _search_passes(method, x)
     return None
+
+
+def _search_passes(method: CEM, x: Tensor) -> tuple[str, Run]:
+    """The gradients of all search steps; not the classifier's answers to the iterates."""
+    classifier, autoencoder = method.task.classifier, method.autoencoder
+    count = method.options.search_steps * method.options.iterations
+    leaf = x.detach().clone().requires_grad_(True)
+
+    def passes() -> None:
+        for _ in range(count):
+            value = classifier(leaf).sum()
+            if autoencoder is not None:
+                value = value + autoencoder.reconstruct(leaf).sum()
+            torch.autograd.grad(value, leaf)
+
+    networks = "classifier" if autoencoder is None else "classifier and auto-encoder"
+    return f"{count} x (forward and backward of the {networks})", passes
 
 
 def _filter_passes(method: ACE | CECAS, x: Tensor) -> tuple[str, Run]:
@@ -192,17 +264,17 @@ def _filter_passes(method: ACE | CECAS, x: Tensor) -> tuple[str, Run]:
 
 
 def interleaved(
-    rivals: dict[str, Run], repeats: int, device: torch.device
+    rivals: dict[str, Run], repeats: int, device: torch.device, warm_up: int = WARM_UP
 ) -> dict[str, list[float]]:
     """Seconds of each run: in turn, in an order that turns round, so that drift hits all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for number in range(WARM_UP + repeats):
+    for number in range(warm_up + repeats):
         for name in list(rivals) if number % 2 else list(reversed(rivals)):
             _synchronise(device)
             began = time.perf_counter()
             rivals[name]()
             _synchronise(device)
-            if number >= WARM_UP:
+            if number >= warm_up:
                 seconds[name].append(time.perf_counter() - began)
     return seconds
 
@@ -222,6 +294,13 @@ def report(result: Mapping[str, Any]) -> str:
             both = f"validity {peer['validity']['ours']:.3f} and {peer['validity']['peer']:.3f}"
             ratio = f"{peer['ratio']:.3f} x" if peer["agree"] else "not comparable with"
             line += f"; {ratio} {peer['name']} {peer['version']} ({both})"
+        if alone := entry.get("sequential"):
+            line += "; " + (
+                f"{alone['speed_up']:.1f} x the images per second of the search one image at a time"
+                if alone["agree"]
+                else "the search one image at a time gives other images"
+            )
+            line += f" ({alone['same']:.0%} of {alone['images']} images the same)"
         lines.append(line)
     lines += [f"  {name}: skipped: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
@@ -261,6 +340,52 @@ def _peer(attacks: Any, method: PGD, x: Tensor, target: Tensor) -> Run:
     )
     attack.set_mode_targeted_by_label(quiet=True)
     return lambda: attack(x, target)
+
+
+def _alike(
+    method: CEM | CVE,
+    x: Tensor,
+    source: Tensor,
+    target: Tensor,
+    randomness: Callable[[], Sequence[torch.Generator]],
+) -> dict[str, Any]:
+    """Whether the batched search and that of single images give the same counterfactuals.
+
+    CEM's iteration enlarges any rounding until single pixels differ, so its two are compared on a
+    short search in double precision, where that has not happened yet.
+    """
+    if isinstance(method, CEM):
+        method, x = shortened(method), x.double()
+    ours = method.explain(x, source, target, randomness()[: len(x)]).counterfactual
+    alone = one_at_a_time(method, x, source, target, randomness)
+    assert alone is not None
+    same = (ours - alone()).flatten(1).abs().amax(dim=1) < SAME
+    share = float(same.float().mean())
+    return {"images": len(x), "same": share, "agree": share >= 1 - TOLERANCE}
+
+
+def shortened(method: CEM) -> CEM:
+    """The same search in double precision, with at most 2 search steps of at most 30 iterations."""
+    options = method.options
+    most = {"search_steps": min(2, options.search_steps), "iterations": min(30, options.iterations)}
+    task = replace(
+        method.task,
+        classifier=copy.deepcopy(method.task.classifier).double(),
+        generators={k: copy.deepcopy(v).double() for k, v in method.task.generators.items()},
+    )
+    return CEM(options.model_copy(update=most), task)
+
+
+def _speed_up(seconds: Mapping[str, list[float]], images: int, sequential: int) -> dict[str, float]:
+    """Images per second of ours over those of the search on `sequential` single images."""
+    ratios = [
+        (alone / sequential) / (ours / images)
+        for ours, alone in zip(seconds["ours"], seconds["sequential"], strict=True)
+    ]
+    return {
+        "seconds_per_image": statistics.median(seconds["sequential"]) / sequential,
+        "speed_up": statistics.median(ratios),
+    }
 
 
 def _versus(seconds: Mapping[str, list[float]], rival: str, images: int) -> dict[str, float]:

@@ -84,7 +84,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--weight", required=True)
     found.add_argument("--mirror", help="folder or URL laid out as weights/<file>, tried first")
 
-    with_device(with_experiment(stage("classifier", classifier, "train the explained classifier")))
+    with_device(
+        with_experiment(
+            stage("classifier", classifier, "train the explained classifier, or adopt a user's")
+        )
+    )
 
     found = with_device(with_experiment(stage("oracle", oracle, "train one oracle")))
     found.add_argument("--oracle", required=True)
@@ -123,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--table", required=True)
     found = with_scale(stage("figure", figure, "draw one figure of a paper"))
     found.add_argument("--figure", required=True)
-    with_experiment(stage("cost", cost, "gather an experiment's seconds per image"))
+    with_experiment(stage("cost", cost, "gather what an experiment's methods cost"))
     found = with_experiment(stage("animations", animations, "animate the paths of one pair"))
     found.add_argument("--method", required=True)
     found.add_argument("--pair", required=True, help="a pair such as 4-9")
@@ -135,7 +139,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--method", action="append", help="may be repeated (default: all)")
     found.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
     found.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
+    found.add_argument("--warm-up", type=int, default=3, help="runs before those (default 3)")
     found.add_argument("--peer", choices=("torchattacks",), help="to compare PGD with")
+    help = "images for the published one-at-a-time search of cem and cve (default 0: none)"
+    found.add_argument("--sequential", type=int, default=0, help=help)
     return whole
 
 
@@ -202,9 +209,10 @@ def weights(arguments: Arguments) -> None:
 
 def classifier(arguments: Arguments) -> None:
     chosen, where = experiment(arguments), device(arguments)
-    from counterlens.classifiers import train
+    from counterlens.classifiers import adopt, train
 
-    train.run(chosen, where)
+    stage = train if chosen.classifier.trained else adopt
+    stage.run(chosen, where)
 
 
 def oracle(arguments: Arguments) -> None:
@@ -217,8 +225,11 @@ def oracle(arguments: Arguments) -> None:
 def generator(arguments: Arguments) -> None:
     chosen, where = experiment(arguments), device(arguments)
     from counterlens.generators import train
+    from counterlens.runtime.stopwatch import timed
 
-    train.run(chosen, arguments.generator, arguments.scope, where)
+    place = ("generators", arguments.generator, arguments.scope)
+    with timed(layout.training_time(chosen.name, *place), arguments.threads):
+        train.run(chosen, arguments.generator, arguments.scope, where)
 
 
 def export(arguments: Arguments) -> None:
@@ -231,8 +242,11 @@ def export(arguments: Arguments) -> None:
 def fit(arguments: Arguments) -> None:
     chosen, where = experiment(arguments), device(arguments)
     from counterlens.methods import fit
+    from counterlens.runtime.stopwatch import timed
 
-    fit.run(chosen, arguments.method, arguments.scope, where)
+    place = ("methods", arguments.method, arguments.scope)
+    with timed(layout.training_time(chosen.name, *place), arguments.threads):
+        fit.run(chosen, arguments.method, arguments.scope, where)
 
 
 def explain(arguments: Arguments) -> None:
@@ -332,4 +346,6 @@ def bench(arguments: Arguments) -> None:
         repeats=arguments.repeats,
         methods=arguments.method or (),
         peer=arguments.peer,
+        sequential=arguments.sequential,
+        warm_up=arguments.warm_up,
     )

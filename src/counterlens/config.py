@@ -106,13 +106,18 @@ class DatasetOptions(Options):
 class ClassifierOptions(Options):
     """How a classifier is trained: AdamW, learning rate halved every `decay_every` epochs.
 
-    `has_gap`: the logits are one linear layer on globally average-pooled features.
+    `has_gap`: the logits are one linear layer on globally average-pooled features. `has_maps`: its
+    feature maps can be read. `trained`: whether the experiment trains it; otherwise it is read
+    from `files` of the user's.
     `max_shift`: training images are moved by up to that many pixels. `flip`: half of them are
     mirrored. `attribute_weight`: of a second loss in training, on the dataset's attributes, which
     makes the features richer. `precision`: of training; answers are always in float32.
     """
 
     has_gap: ClassVar[bool] = False
+    has_maps: ClassVar[bool] = True
+    trained: ClassVar[bool] = True
+    retrainable: ClassVar[bool] = True
 
     epochs: int = Field(default=20, gt=0)
     batch_size: int = Field(default=128, gt=0)
@@ -123,6 +128,11 @@ class ClassifierOptions(Options):
     flip: bool = False
     attribute_weight: float = Field(default=0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The user's files that it is read from."""
+        return ()
 
 
 class GeneratorOptions(Options):
@@ -176,10 +186,12 @@ class MethodOptions(Options):
 
     `trained_as` names the method of the same kind whose trained model it uses instead of one of
     its own. `explaining`: the options that shape explanations and not the training, in which the
-    two may differ.
+    two may differ. `requires_maps`, `requires_gap`: it reads the classifier's feature maps, or
+    also its one linear layer on their average.
     """
 
     trainable: ClassVar[bool] = False
+    requires_maps: ClassVar[bool] = False
     requires_gap: ClassVar[bool] = False
     explaining: ClassVar[tuple[str, ...]] = ()
 
@@ -208,6 +220,20 @@ class MethodOptions(Options):
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Why the method cannot work with the generators it names; None if it can."""
+        return None
+
+    def unsuited(self, dataset: DatasetOptions, classifier: ClassifierOptions) -> str | None:
+        """Why the method cannot serve a classifier or a dataset; None if it can."""
+        if self.requires_gap and not classifier.has_gap:
+            return (
+                f"'{self.kind}' needs a classifier with global average pooling before one "
+                f"linear layer; '{classifier.kind}' has none (use gap-resnet)"
+            )
+        if self.requires_maps and not classifier.has_maps:
+            return (
+                f"'{self.kind}' reads the feature maps of the classifier; '{classifier.kind}' "
+                "names none"
+            )
         return None
 
     def builds_on(self) -> str | None:
@@ -283,7 +309,11 @@ class Evaluation(Model):
 
 
 class Experiment(Model):
-    """One dataset, one classifier, its generators, oracles, methods, pairs, metrics and seed."""
+    """One dataset, one classifier, its generators, oracles, methods, pairs, metrics and seed.
+
+    `unsuited` methods, which cannot serve the classifier or the dataset, are an error or skipped;
+    `skipped` gives the reason of each method that the tables show without numbers.
+    """
 
     name: Identifier
     description: str = ""
@@ -294,7 +324,9 @@ class Experiment(Model):
     classifier: SerializeAsAny[ClassifierOptions]
     generators: dict[Identifier, SerializeAsAny[GeneratorOptions]] = {}
     oracles: dict[Identifier, SerializeAsAny[OracleOptions]] = {}
+    unsuited: Literal["error", "skip"] = "error"
     methods: dict[Identifier, SerializeAsAny[MethodOptions]] = Field(min_length=1)
+    skipped: dict[Identifier, str] = {}
     metrics: tuple[SerializeAsAny[MetricOptions], ...] = ()
     evaluation: Evaluation
 
@@ -415,12 +447,14 @@ class Claim(Model):
 class Table(Model):
     """A numbered table of a paper: its rows, columns and published numbers.
 
-    `paper_values` maps experiment, method and column to the number as printed.
+    `paper_values` maps experiment, method and column to the number as printed. `ranked`: each row
+    has a rank in each column, and the mean of its ranks; the paper is then none.
     """
 
     name: Identifier
     title: str
-    paper: str
+    paper: str = ""
+    ranked: bool = False
     rows: tuple[Row, ...] = Field(min_length=1)
     columns: tuple[str, ...] = Field(min_length=1)
     experiments: tuple[Identifier, ...] = Field(min_length=1)
@@ -433,12 +467,13 @@ class Figure(Model):
     """A figure of a paper, drawn from the artifacts of one experiment.
 
     `parameter` and `columns` belong to the kind `parameter`: metric columns drawn against one
-    option of the methods.
+    option of the methods. The kind `pareto` draws the first of two `columns` against the second;
+    methods that the experiment does not run are left out.
     """
 
     name: Identifier
     title: str
-    paper: str
+    paper: str = ""
     kind: Literal[
         "cout",
         "latent-change",
@@ -451,6 +486,7 @@ class Figure(Model):
         "latents",
         "diversity",
         "angle",
+        "pareto",
     ]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)
@@ -611,8 +647,24 @@ def load_experiment(name: str, scale: Scale) -> Experiment:
     content["metrics"] = [options("metrics", f"metrics.{i}", m) for i, m in enumerate(metrics)]
 
     experiment = _validate(path, "", Experiment, {**content, "scale": scale})
+    if experiment.unsuited == "skip":
+        experiment = _without_unsuited(path, experiment)
     _check(path, experiment)
     return experiment
+
+
+def _without_unsuited(path: Path, experiment: Experiment) -> Experiment:
+    """The experiment with the methods moved to `skipped` that cannot serve it, and why."""
+    reasons = {
+        name: reason
+        for name, method in experiment.methods.items()
+        if (reason := method.unsuited(experiment.dataset, experiment.classifier))
+    }
+    kept = {name: m for name, m in experiment.methods.items() if name not in reasons}
+    if not kept:
+        raise UserError(f"{path}: methods: none can serve: {'; '.join(reasons.values())}")
+    found = {"methods": kept, "skipped": {**experiment.skipped, **reasons}}
+    return experiment.model_copy(update=found)
 
 
 def dataset_options(kind: str, settings: Iterable[str]) -> DatasetOptions:
@@ -649,6 +701,9 @@ def _check(path: Path, experiment: Experiment) -> None:
             fail("pairs", f"{list(pair)} is not two different class indices in 0..{classes - 1}")
     if len({frozenset(pair) for pair in experiment.pairs}) < len(experiment.pairs):
         fail("pairs", "a pair stands twice; pairs are unordered")
+    for file in experiment.classifier.files:
+        if not Path(file).is_file():
+            fail("classifier", f"'{file}': no such file")
     if experiment.classifier.attribute_weight and not experiment.dataset.attributes:
         fail("classifier.attribute_weight", f"'{experiment.dataset.name}' has no attributes")
     for name, generator in experiment.generators.items():
@@ -669,6 +724,13 @@ def _check(path: Path, experiment: Experiment) -> None:
             waiting += needs
         if reason := experiment.generators[name].conflict(experiment.generators):
             fail(f"generators.{name}", reason)
+    for name, oracle in experiment.oracles.items():
+        if oracle.kind == "feature-extractor" and not experiment.classifier.retrainable:
+            fail(
+                f"oracles.{name}",
+                "trains the classifier's architecture again, which is not known of "
+                f"'{experiment.classifier.kind}' without a factory, `maps` and `head`",
+            )
     for name, method in experiment.methods.items():
         if name == ORIGINAL_DATA:
             fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
@@ -693,12 +755,11 @@ def _check(path: Path, experiment: Experiment) -> None:
             fail(f"methods.{name}.trained_as", reason)
         if reason := _cannot_build(experiment, name):
             fail(f"methods.{name}", reason)
-        if method.requires_gap and not experiment.classifier.has_gap:
-            fail(
-                f"methods.{name}",
-                f"'{method.kind}' needs a classifier with global average pooling before one "
-                f"linear layer; '{experiment.classifier.kind}' has none (use gap-resnet)",
-            )
+        if reason := method.unsuited(experiment.dataset, experiment.classifier):
+            fail(f"methods.{name}", reason)
+    for name in experiment.skipped:
+        if name in experiment.methods:
+            fail(f"skipped.{name}", "stands under 'methods', too")
     for metric in experiment.metrics:
         for needed in metric.oracles():
             if needed not in experiment.oracles:
@@ -789,6 +850,11 @@ def table_names() -> list[str]:
         variants = read_yaml(path).get("variants") or {}
         names += [path.stem, *(f"{path.stem}-{variant}" for variant in variants)]
     return names
+
+
+def figure_names() -> list[str]:
+    """Every figure id: each file under `config/figures/`."""
+    return sorted(path.stem for path in (CONFIG_DIR / "figures").glob("*.yaml"))
 
 
 def load_figure(name: str) -> Figure:

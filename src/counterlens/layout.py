@@ -66,8 +66,13 @@ def shard(experiment: str, method: str, source: int, target: int, number: int, o
 
 
 def timing(experiment: str, method: str, source: int, target: int) -> Path:
-    """Seconds per image of a direction: the one output that differs from run to run."""
+    """Seconds per image of a direction. Outputs under `TIMINGS` alone differ from run to run."""
     return TIMINGS / experiment / method / f"{source}_to_{target}.json"
+
+
+def training_time(experiment: str, section: str, name: str, scope: str) -> Path:
+    """Seconds that a training took; `section` is `generators` or `methods`."""
+    return TIMINGS / experiment / "training" / section / name / f"{scope}.json"
 
 
 def metrics(experiment: str, method: str, source: int, target: int) -> Path:

@@ -48,7 +48,7 @@ NOT_PLUGINS = {
         "zipped_images",
         "weights",
     },
-    "classifiers": {"base", "train"},
+    "classifiers": {"base", "train", "adopt"},
     "generators": {
         "base",
         "train",
@@ -63,6 +63,7 @@ NOT_PLUGINS = {
         "base",
         "fit",
         "explain",
+        "cells",
         "filtered_attack",
         "filtered_attack_options",
         "eced_options",

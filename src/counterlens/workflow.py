@@ -22,6 +22,7 @@ from counterlens.config import (
     Experiment,
     Figure,
     Table,
+    figure_names,
     load_experiment,
     load_figure,
     load_project,
@@ -39,6 +40,7 @@ CONTROL = (
     "__init__",
     "__main__",
     "bench",
+    "bench_references",
     "cli",
     "config",
     "errors",
@@ -48,6 +50,7 @@ CONTROL = (
     "runtime/__init__",
     "runtime/gpu_slots",
     "runtime/progress",
+    "runtime/stopwatch",
 )
 """Modules that decide which job runs with which settings, and shape no result besides: their
 effect reaches a job through its parameters and inputs, so they are inputs of the reports alone."""
@@ -55,10 +58,15 @@ effect reaches a job through its parameters and inputs, so they are inputs of th
 
 @cache
 def imports(path: Path) -> frozenset[Path]:
-    """The package's files that a file imports, anywhere in it."""
+    """The package's files that a file imports, anywhere in it, and the YAML it names beside it."""
     found: set[Path] = set()
+    if path.suffix != ".py":
+        return frozenset()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml"):
+            beside = path.with_name(Path(str(node.value)).name)
+            found |= {beside} if beside.is_file() else set()
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -103,8 +111,7 @@ class Workflow:
         names = sorted(path.stem for path in (CONFIG_DIR / "experiments").glob("*.yaml"))
         self.experiments = {name: load_experiment(name, scale) for name in names}
         self.tables: dict[str, Table] = {name: load_table(name) for name in table_names()}
-        figures = sorted(path.stem for path in (CONFIG_DIR / "figures").glob("*.yaml"))
-        self.figures: dict[str, Figure] = {name: load_figure(name) for name in figures}
+        self.figures: dict[str, Figure] = {name: load_figure(name) for name in figure_names()}
         self.datasets = {e.dataset.name: e.dataset for e in self.experiments.values()}
         self.scale = scale
         self.check_names()
@@ -235,10 +242,29 @@ class Workflow:
         return [str(layout.prepared(dataset, split)) for split in ("train", "test")]
 
     def experiment_target(self, name: str) -> list[str]:
-        """An experiment's report, costs and animations, and the tables about it alone."""
+        """An experiment's report, costs, animations and Pareto figures, and its own tables."""
         own = [table for table, content in self.tables.items() if content.experiments == (name,)]
         tables = [f"{layout.TABLES}/{table}.csv" for table in (*own, f"{name}-cost")]
-        return [str(layout.report(name)), *tables, *self.animations(name)]
+        figures = [f"{layout.FIGURES}/{figure.name}.png" for figure in self.pareto_figures(name)]
+        return [str(layout.report(name)), *tables, *figures, *self.animations(name)]
+
+    def board_target(self, table: str) -> list[str]:
+        """A ranked table, and all about its experiments."""
+        names = self.tables[table].experiments
+        return [
+            f"{layout.TABLES}/{table}.csv",
+            *(file for name in names for file in self.experiment_target(name)),
+        ]
+
+    def pareto_figures(self, experiment: str) -> list[Figure]:
+        """The figures of kind `pareto` of an experiment."""
+        found = self.figures.values()
+        return [f for f in found if f.kind == "pareto" and f.experiment == experiment]
+
+    def boards(self, experiment: str) -> list[Table]:
+        """The ranked tables about one experiment alone, which its report shows."""
+        found = self.tables.values()
+        return [table for table in found if table.ranked and table.experiments == (experiment,)]
 
     def animations(self, name: str) -> list[str]:
         """The folders of an experiment's animations."""
@@ -278,6 +304,9 @@ class Workflow:
                 f"{layout.TABLES}/{name}-cost.csv",
                 *self.animations(name),
             ]
+        for name, table in self.tables.items():
+            if table.ranked:
+                found[name] = self.board_target(name)
         return {**found, "pretrained": sorted(weights)} if weights else found
 
     # Inputs
@@ -294,6 +323,10 @@ class Workflow:
     def dataset_of(self, wildcards: Any) -> list[str]:
         """The prepared splits of a job's experiment."""
         return self.prepared(wildcards.experiment)
+
+    def classifier_files(self, wildcards: Any) -> list[str]:
+        """The user's files that a classifier is read from, if it is not trained."""
+        return list(self.experiments[wildcards.experiment].classifier.files)
 
     def generator_inputs(self, wildcards: Any) -> list[str]:
         """The generators that a generator builds on."""
@@ -391,9 +424,9 @@ class Workflow:
         """Everything the report of an experiment shows."""
         return strings(inputs.report_inputs(self.experiments[wildcards.experiment]))
 
-    def timing_inputs(self, wildcards: Any) -> list[str]:
+    def cost_inputs(self, wildcards: Any) -> list[str]:
         """The timing files of an experiment."""
-        return strings(inputs.timing_inputs(self.experiments[wildcards.experiment]))
+        return strings(inputs.cost_inputs(self.experiments[wildcards.experiment]))
 
     # Code
 
@@ -420,8 +453,9 @@ class Workflow:
 
     def classifier_code(self, wildcards: Any) -> list[str]:
         """Code of `classifier`."""
-        e = self.experiments[wildcards.experiment]
-        return self.stage_code("classifiers/train", ("classifiers", e.classifier.kind))
+        chosen = self.experiments[wildcards.experiment].classifier
+        stage = "classifiers/train" if chosen.trained else "classifiers/adopt"
+        return self.stage_code(stage, ("classifiers", chosen.kind))
 
     def oracle_code(self, wildcards: Any) -> list[str]:
         """Code of `oracle`."""
@@ -542,8 +576,10 @@ class Workflow:
         return canonical(self.figures[wildcards.figure].model_dump(mode="json"))
 
     def report_settings(self, wildcards: Any) -> str:
-        """Parameters of `report`: the whole experiment."""
-        return canonical(self.experiments[wildcards.experiment].model_dump(mode="json"))
+        """Parameters of `report`: the whole experiment, its ranked tables and Pareto figures."""
+        name = wildcards.experiment
+        shown = [self.experiments[name], *self.boards(name), *self.pareto_figures(name)]
+        return canonical([each.model_dump(mode="json") for each in shown])
 
 
 def strings(paths: Iterable[Path]) -> list[str]:

@@ -17,6 +17,7 @@ from counterlens.runtime.training import Checkpoint
 
 CPU = torch.device("cpu")
 REQUIRED: dict[str, dict[str, Any]] = {"dcgan-encoder": {"generator": "dcgan"}}
+NO_LATENT_SIZE = ("cem-autoencoder",)  # that of the code follows from the images
 
 
 @pytest.fixture
@@ -26,6 +27,8 @@ def create() -> Callable[..., Generator]:
     def make(kind: str, channels: int = 1, **changes: Any) -> Generator:
         content = {"kind": kind, "width": 4, "latent_dim": 8, "epochs": 2, "batch_size": 16}
         content |= REQUIRED.get(kind, {}) | changes
+        if kind in NO_LATENT_SIZE:
+            del content["latent_dim"]
         options = plugins.options_class("generators", kind).model_validate(content)
         torch.manual_seed(11)
         return plugins.create("generators", options, Generator, (channels, 28, 28))

@@ -30,11 +30,13 @@ GENERATORS: dict[str, dict[str, Any]] = {
         "channels": (8, 8),
         "groups": 8,
     },
+    "cem-autoencoder": {"kind": "cem-autoencoder", "width": 4},
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "lenet": {"kind": "lenet"},
     "gap-resnet": {"kind": "gap-resnet", "widths": (4, 8)},
 }
+TRAINED_CLASSIFIER = ("cve",)  # methods that need images it recognises
 FILTERED = {"schedule": 10, "steps": 2, "iterations": 4, "step_size": 0.05, "dilation": 3}
 METHODS: dict[str, dict[str, Any]] = {
     "ace": FILTERED,
@@ -47,6 +49,16 @@ METHODS: dict[str, dict[str, Any]] = {
         "auxiliary_batch_size": 8,
     },
     "eced": {"background_updates": 3, "grid": 10, "start": 200, "updates": 3, "lr": 0.3},
+    "cem": {
+        "autoencoder": "cem-autoencoder",
+        "targeting": "full",
+        "gamma": 1,
+        "initial_c": 1,
+        "search_steps": 3,
+        "iterations": 8,
+        "lr": 0.1,
+    },
+    "cve": {"per_class": 12},
     "dime": {"schedule": 10, "steps": 3, "guidance": (1.0, 5.0)},
     "c3lt": {
         "generator": "dcgan",
@@ -122,7 +134,8 @@ def create(models) -> Callable[..., Method]:
         content = {"kind": kind, **METHODS[kind], **changes}
         options = plugins.options_class("methods", kind).model_validate(content)
         assert isinstance(options, MethodOptions)
-        classifier = models["gap-resnet" if options.requires_gap else "lenet"]
+        gap = options.requires_gap or kind in TRAINED_CLASSIFIER
+        classifier = models["gap-resnet" if gap else "lenet"]
         generators = {name: models[name] for name in options.generators()}
         return plugins.create(
             "methods", options, Method, Task(classifier, generators, SHAPE, (PAIR,), CPU, seed)

@@ -190,7 +190,8 @@ def test_training(kind: str, create, shapes, queries: Queries, tmp_path: Path, s
         return
     images = data.images.clone()
     history = made.fit(data)
-    assert [row["epoch"] for row in history] == [1, 2]
+    epochs = getattr(made.options, "epochs", 1)  # one, where nothing is optimised
+    assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
     assert torch.equal(data.images, images) and states() == before
     module = made.trained()
     assert isinstance(module, nn.Module)

@@ -140,6 +140,52 @@ def test_a_methods_own_mask_decides_the_order(bright, make_set) -> None:
     assert totals == [0, 0.25, 0.75, 1.75]
 
 
+def of_mean(mean: float) -> tuple[float, float]:
+    """What `bright` answers of source and target for an image of that mean."""
+    logits = np.array([0, 4 * (mean - 0.5), -9])
+    answers = np.exp(logits) / np.exp(logits).sum()
+    return answers[0], answers[1]
+
+
+def test_the_curve_over_edits_by_hand(bright, make_set) -> None:
+    """Three edits, one and none; each curve has its own number of steps."""
+    query = torch.zeros(3, 1, 2, 2)
+    order = torch.tensor([[1, 2, 2, 3], [0, 1, 0, 0], [0, 0, 0, 0]]).float().view(3, 1, 2, 2)
+    counterfactual = torch.tensor([0.4, 0.8, 0.4, 0.8]).view(1, 1, 2, 2) * (order > 0)
+    cf = make_set(counterfactual, query, extras={"edit_order": order})
+    for scale in ("paper", "code"):
+        found = Cout(options(scale=scale), MetricContext(bright)).per_image(cf)
+        means = [[0, 0.1, 0.4, 0.6], [0, 0.2], [0]]
+        for row, walked in enumerate(means):
+            for kind, index in (("source", 0), ("target", 1)):
+                curve = [of_mean(mean)[index] for mean in walked]
+                steps = max(1, len(curve) - 1)
+                wanted = np.trapezoid(curve) / steps if len(curve) > 1 else curve[0]
+                assert found[f"aupc_{kind}"][row] == pytest.approx(wanted, rel=1e-5)
+                shown = found[f"curve_{kind}"][row]
+                np.testing.assert_allclose(shown[: len(curve)], curve, rtol=1e-5)
+                np.testing.assert_allclose(shown[len(curve) :], curve[-1], rtol=1e-5)
+    np.testing.assert_allclose(found["cout"], found["aupc_target"] - found["aupc_source"])
+
+
+def test_no_edits_at_all_and_no_image(bright, make_set, random_set) -> None:
+    query = random_set(2).counterfactual
+    none = torch.zeros(2, 1, 6, 6)
+    cf = make_set(query, query.clone(), extras={"edit_order": none})
+    found = Cout(options(), MetricContext(bright)).per_image(cf)
+    np.testing.assert_allclose(found["aupc_target"], bright(query).softmax(1)[:, 1], rtol=1e-5)
+    empty = make_set(query[:0], query[:0], extras={"edit_order": none[:0]})
+    assert Cout(options(), MetricContext(bright)).per_image(empty)["cout"].shape == (0,)
+
+
+def test_a_pixel_that_no_edit_changed_is_a_bug(bright, make_set) -> None:
+    query = torch.zeros(1, 1, 2, 2)
+    order = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 2, 2)
+    broken = make_set(query + 1, query, extras={"edit_order": order})
+    with pytest.raises(ValueError, match="in none of the edits"):
+        Cout(options(), MetricContext(bright)).per_image(broken)
+
+
 def test_a_mask_with_nan_is_a_bug(bright, random_set, make_set) -> None:
     cf = random_set(1)
     mask = torch.full((1, 1, 6, 6), torch.nan)

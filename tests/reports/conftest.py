@@ -263,6 +263,9 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
                 files.write_json(
                     layout.timing(name, method, *direction), {**timing, "device": "A | CPU"}
                 )
+        for path in {*inputs.cost_inputs(experiment)} - {*inputs.timing_inputs(experiment)}:
+            seconds = 2.0 if "methods" in path.parts else 3.0
+            files.write_json(path, {"seconds": seconds, "device": "A | CPU", "threads": 1})
         for method in (*experiment.methods, ORIGINAL_DATA):
             for direction in experiment.directions(method):
                 _write_metrics(made, method, direction, images)

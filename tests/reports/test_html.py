@@ -19,7 +19,7 @@ from PIL import Image
 
 from counterlens import cli, layout
 from counterlens.config import Evaluation, load_experiment
-from counterlens.reports import html, inputs, page
+from counterlens.reports import gallery, html, inputs, page
 from counterlens.runtime import files
 
 Make = Callable[..., Any]
@@ -265,10 +265,10 @@ def test_budget_shrinks_the_gallery(make: Make, monkeypatch: pytest.MonkeyPatch)
 def test_difference_map_signs_and_strength() -> None:
     query = np.array([[[0.0, 0.5, 1.0, 0.2]]], dtype=np.float32)
     changed = np.array([[[1.0, 0.75, 0.0, 0.2]]], dtype=np.float32)
-    found = html.difference_map(query, changed)[0]
-    assert tuple(found[0]) == (*html.BRIGHTER, 255)
-    assert tuple(found[1]) == (*html.BRIGHTER, 128)
-    assert tuple(found[2]) == (*html.DARKER, 255)
+    found = gallery.difference_map(query, changed)[0]
+    assert tuple(found[0]) == (*gallery.BRIGHTER, 255)
+    assert tuple(found[1]) == (*gallery.BRIGHTER, 128)
+    assert tuple(found[2]) == (*gallery.DARKER, 255)
     assert tuple(found[3]) == (0, 0, 0, 0)
 
 

@@ -15,7 +15,7 @@ import pytest
 from counterlens import layout
 from counterlens.config import Column, MetricOptions, Row, Table, load_table, table_names
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, inputs, tables, timing
+from counterlens.reports import aggregate, inputs, printing, tables, timing
 from counterlens.reports.aggregate import Cell
 from counterlens.runtime import files
 
@@ -61,6 +61,35 @@ def test_per_image_columns_weigh_images_equally(make: Make) -> None:
     half = 10 * 1.96 * values.std() / np.sqrt(len(values))
     assert cell.low == pytest.approx(cell.value - half, abs=half / 4)
     assert cell.high == pytest.approx(cell.value + half, abs=half / 4)
+
+
+def test_times_come_from_the_timing_files_alone(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    for direction, seconds, images in (((4, 9), 0.002, 10), ((9, 4), 0.005, 5)):
+        path = layout.timing("toy", "pgd", *direction)
+        content = {**files.read_json(path), "seconds_per_image": seconds, "images": images}
+        files.write_json(path, content)
+    rows = [Row(method="pgd", label="PGD"), Row(method="c3lt", label="C3LT")]
+    rows += [Row(method="cem", label="CEM"), Row(method="original-data", label="Original")]
+    timed = table(rows=rows, columns=["milliseconds"], paper_values={"toy": {"pgd": {}}})
+    found = inputs.table_inputs(timed, {"toy": made.experiment})
+    assert not any("metrics" in path.parts for path in found)
+    assert layout.timing("toy", "c3lt", 9, 4) in found
+    built = tables.build(timed, {"toy": made.experiment})
+    cells = {row.method: built.entry("toy", row.method, "milliseconds").cell for row in rows}
+    assert cells["pgd"].value == pytest.approx((10 * 2 + 5 * 5) / 15) and cells["pgd"].images == 15
+    assert cells["c3lt"].value == 500
+    assert (cells["cem"].status, cells["original-data"].status) == ("not run", "not defined")
+    assert built.entry("toy", "pgd", "milliseconds").best
+    assert "Time per image (ms) ↓" in tables.to_markdown(built, [])
+    both = inputs.table_inputs(
+        table(columns=["validity", "milliseconds"]), {"toy": made.experiment}
+    )
+    assert layout.timing("toy", "pgd", 4, 9) in both
+    assert layout.metrics("toy", "pgd", 4, 9).with_suffix(".json") in both
+    layout.timing("toy", "pgd", 4, 9).unlink()
+    with pytest.raises(UserError, match=r"4_to_9\.json"):
+        tables.build(timed, {"toy": made.experiment})
 
 
 def test_unequal_directions_weigh_by_images_and_sets_by_direction(make: Make) -> None:
@@ -150,7 +179,7 @@ CLAIM = {"columns": ["cd"], "method": "pgd", "text": "PGD is good"}
         ({"relation": "at-most", "value": 19.9}, "not held (CD: PGD 100% 20.000)"),
         ({"relation": "falls", "against": ["c3lt"]}, "held (CD: "),
         ({"relation": "falls", "method": "c3lt", "against": ["pgd"]}, "not held (CD: C3LT_1"),
-        ({"relation": "lowest", "against": ["cem"]}, "not decided (CEM|x: not run)"),
+        ({"relation": "lowest", "against": ["cem"]}, "not checked: CEM|x not run"),
         ({"relation": "lowest", "against": ["c3lt"], "columns": ["fid", "cd"]}, "not held (CD: "),
     ],
 )
@@ -268,11 +297,11 @@ def test_numbers_are_printed_with_a_true_minus_and_no_negative_zero() -> None:
 def test_five_files(make: Make, tmp_path: Path) -> None:
     made = make()
     built = tables.build(table(), {"toy": made.experiment})
-    tables.write(built, ["Commit abc."], tmp_path / "out")
+    tables.write(built, {"toy": made.experiment}, ["Commit abc."], tmp_path / "out")
     stem = tmp_path / "out/toy-table"
 
     frame = pd.read_csv(stem.with_suffix(".csv"))
-    assert tuple(frame.columns) == tables.CSV_COLUMNS
+    assert tuple(frame.columns) == printing.CSV_COLUMNS
     row = frame[(frame.method == "c3lt") & (frame.column == "im2")].iloc[0]
     assert row.value == built.entry("toy", "c3lt", "im2").cell.value  # full precision
     assert row.difference == pytest.approx(row.value - 0.1)
@@ -304,7 +333,7 @@ def test_five_files(make: Make, tmp_path: Path) -> None:
 
 
 def test_latex_escaping_covers_every_special_character() -> None:
-    escaped = tables.escape_latex("\\&%$#_{}~^\N{MINUS SIGN}→\N{MULTIPLICATION SIGN}")
+    escaped = printing.escape_latex("\\&%$#_{}~^\N{MINUS SIGN}→\N{MULTIPLICATION SIGN}")
     expected = r"\textbackslash{}\&\%\$\#\_\{\}\textasciitilde{}\textasciicircum{}"
     assert escaped == expected + r"$-$$\to$$\times$"
 
@@ -313,7 +342,7 @@ def test_equal_results_give_equal_bytes(make: Make, tmp_path: Path) -> None:
     made = make()
     for folder in ("a", "b"):
         built = tables.build(table(), {"toy": made.experiment})
-        tables.write(built, ["Commit abc."], tmp_path / folder)
+        tables.write(built, {"toy": made.experiment}, ["Commit abc."], tmp_path / folder)
     for suffix in tables.SUFFIXES:
         first, second = ((tmp_path / f / "toy-table").with_suffix(suffix) for f in ("a", "b"))
         assert first.read_bytes() == second.read_bytes()
@@ -362,6 +391,12 @@ def test_cost_weighs_directions_by_images(make: Make) -> None:
     summary = timing.collect(made.experiment).set_index("method")
     assert summary.loc["pgd", "seconds_per_image"] == pytest.approx((70 * 7.5 + 70 * 0.5) / 140)
     assert summary.loc["pgd", "device"] == "A | CPU; B"
+    # c3lt: three fits of 2 s, one DCGAN of 3 s and three encoders of 3 s; pgd trains nothing
+    costs = ["training_seconds", "generator_seconds"]
+    assert summary.loc["c3lt", costs].tolist() == [6, 12]
+    assert summary.loc["c3lt-cls", costs].tolist() == [2, 6]
+    assert summary.loc["pgd", costs].tolist() == [0, 0]
     text = timing.to_markdown(made.experiment, summary.reset_index())
+    assert "| c3lt | 0.5 | 84 | 6.0 | 12.0 |" in text
     assert "A \\| CPU" in text
     assert pd.read_csv(io.StringIO(summary.to_csv())).shape[0] == 3

@@ -52,10 +52,12 @@ def test_everything_is_there_and_nothing_else(built: Project) -> None:
     for generator in ("dcgan/all-classes", "encoder/3-8"):
         names = (*trained, "card.json", "samples.png")
         expected += [f"digits/generators/{generator}/{name}" for name in names]
-    expected += [f"digits/methods/c3lt/3-8/{name}" for name in trained]
+    expected += [f"digits/methods/c3lt/3-8/{name}" for name in (*trained, "card.json")]
     expected += [
         f"timings/digits/{m}/{d}.json" for m in ("c3lt", "pgd") for d in ("3_to_8", "8_to_3")
     ]
+    trainings = ("generators/dcgan/all-classes", "generators/encoder/3-8", "methods/c3lt/3-8")
+    expected += [f"timings/digits/training/{training}.json" for training in trainings]
     for table in ("c3lt-table1", "c3lt-table5"):
         expected += [f"tables/{table}.{kind}" for kind in ("csv", "html", "json", "md", "tex")]
     expected += ["tables/digits-cost.csv", "tables/digits-cost.md"]

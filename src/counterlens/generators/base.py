@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from counterlens import layout, plugins
 from counterlens.classifiers.base import Classifier
 from counterlens.config import ALL_CLASSES, Experiment, GeneratorOptions, pair_name
 from counterlens.runtime.device import freeze
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.training import Checkpoint, History, load_model
 
 
@@ -38,36 +39,6 @@ class Training:
     checkpoint: Checkpoint | None = None
     labels: Tensor | None = None
     test_labels: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Quality:
-    """What the card says of a trained generator: measured values and the gates they must pass."""
-
-    values: dict[str, float]
-    at_least: dict[str, float] = field(default_factory=dict)
-    at_most: dict[str, float] = field(default_factory=dict)
-
-    def gates(self) -> dict[str, dict[str, float | bool | str]]:
-        """Each gate with its value, threshold and whether it passed."""
-        found: dict[str, dict[str, float | bool | str]] = {}
-        for name, threshold in self.at_least.items():
-            value = self.values[name]
-            found[name] = {
-                "value": value,
-                "threshold": threshold,
-                "bound": "at least",
-                "passed": value >= threshold,
-            }
-        for name, threshold in self.at_most.items():
-            value = self.values[name]
-            found[name] = {
-                "value": value,
-                "threshold": threshold,
-                "bound": "at most",
-                "passed": value <= threshold,
-            }
-        return found
 
 
 class Generator(nn.Module, ABC):

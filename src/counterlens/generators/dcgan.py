@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.base import Generator, Quality, Training
+from counterlens.generators.base import Generator, Training
 from counterlens.runtime.device import autocast, place
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, train
 

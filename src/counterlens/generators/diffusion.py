@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from counterlens.generators.base import Generator, Quality, Training
+from counterlens.generators.base import Generator, Training
 from counterlens.generators.diffusion_options import DiffusionOptions
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import image_generators
 
 

@@ -19,10 +19,11 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import AveragedModel
 
 from counterlens.errors import UserError
-from counterlens.generators.base import Generator, Quality, Training
+from counterlens.generators.base import Generator, Training
 from counterlens.generators.diffusion import draw
 from counterlens.generators.latent_options import LatentOptions
 from counterlens.runtime.device import autocast
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator, image_generators
 from counterlens.runtime.training import Losses, moving_average
 

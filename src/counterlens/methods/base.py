@@ -15,8 +15,9 @@ from counterlens.classifiers.base import Classifier
 from counterlens.config import Experiment, MethodOptions, Pair
 from counterlens.data.base import ImageSet
 from counterlens.generators import base as generators
-from counterlens.generators.base import Generator, Quality
+from counterlens.generators.base import Generator
 from counterlens.runtime.device import freeze
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, load_model
 

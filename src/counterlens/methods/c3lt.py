@@ -67,6 +67,11 @@ class Options(MethodOptions):
     decay_every: int = Field(default=25, gt=0)
     precision: Literal["fp32", "bf16"] = "bf16"
 
+    @property
+    def requires_maps(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """For the cycle loss."""
+        return self.beta > 0
+
     def generators(self) -> tuple[str, ...]:
         """The decoder and the encoder, once each."""
         return tuple(dict.fromkeys((self.generator, self.encoder)))

@@ -18,7 +18,6 @@ from torch.nn import functional
 
 from counterlens.config import Identifier, MethodOptions
 from counterlens.data.base import ImageSet
-from counterlens.generators.base import Quality
 from counterlens.methods.base import Explanation, Method, Task
 from counterlens.methods.filtered_attack import (
     Attacked,
@@ -28,6 +27,7 @@ from counterlens.methods.filtered_attack import (
 )
 from counterlens.methods.filtered_attack_options import FilteredAttackOptions
 from counterlens.runtime.device import place
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, train
 
@@ -54,6 +54,7 @@ class Options(FilteredAttackOptions):
     """
 
     trainable: ClassVar[bool] = True
+    requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
         "ddpm",
         "schedule",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ class Options(FilterOptions):
         l1: weight of the distance to the query.
         use_logits: the loss is minus the target's logit; otherwise the cross-entropy.
     """
+
+    requires_maps: ClassVar[bool] = True
 
     schedule: int = Field(default=200, ge=2)
     steps: int = Field(default=60, gt=0)

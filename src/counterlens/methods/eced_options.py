@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -107,6 +107,8 @@ class ECEDOptions(RegionOptions, BackgroundOptions, SamplerOptions):
         sweep: further counterfactuals for these thresholds, kept as `variants`; a threshold may
             stand several times: then only the noise differs.
     """
+
+    requires_maps: ClassVar[bool] = True
 
     updates: int = Field(default=30, ge=0)
     lr: float = Field(default=0.05, gt=0)

@@ -21,7 +21,8 @@ class Options(MetricOptions):
     """COUT with `steps` requested steps.
 
     `scale`: "paper" weighs every step by 1/T; "code" by (pixels per step)/(pixels), as the authors'
-    release does, so that a curve of ones integrates to 1.014 on 28x28 images.
+    release does, so that a curve of ones integrates to 1.014 on 28x28 images. A curve over a
+    method's edits has 1/T in both.
     """
 
     paired: ClassVar[bool] = True
@@ -64,33 +65,55 @@ def area(curve: Tensor, weight: float) -> Tensor:
     return weight * (curve.sum(1) - (curve[:, 0] + curve[:, -1]) / 2)
 
 
+def mean_over_edits(curve: Tensor, edits: Tensor) -> Tensor:
+    """Trapezoid mean of each curve over its own number of edits; without any, its first value.
+
+    Args:
+        curve: (N, T+1); after its last edit a curve stays as it is.
+        edits: (N,), at most T.
+    """
+    rest = (curve.shape[1] - 1 - edits) * curve[:, -1]
+    return torch.where(edits > 0, (area(curve, 1.0) - rest) / edits.clamp(min=1), curve[:, 0])
+
+
 class Cout(Metric):
     """COUT = AUPC of the target class - AUPC of the source class."""
 
-    def curves(self, cf: CounterfactualSet) -> tuple[Tensor, int]:
-        """Probabilities of source and target along the insertion.
+    def insertion(self, cf: CounterfactualSet) -> tuple[Tensor, int]:
+        """The step at which each pixel of x_cf is inserted, int64 (N, P), and the number of steps.
 
-        The mask is the method's own (`extras["mask"]`) or |x_cf - x|; colour channels are averaged.
-        An image that equals the one before it (nothing changes at the inserted pixels) is not asked
-        again.
-
-        Returns:
-            (N, T+1, 2) float64 and the pixels per step. Step 0 is x, step T is x_cf, bit for bit.
+        A method that edits step by step gives `extras["edit_order"]` (N, 1, H, W), the number of
+        the edit that changed each pixel, 0 for none: the steps are its edits. Otherwise the order
+        is that of the method's own mask (`extras["mask"]`) or of |x_cf - x|; colour channels are
+        averaged.
 
         Raises:
-            ValueError: the mask has NaN.
+            ValueError: the mask has NaN, or no edit changed a pixel that differs.
+        """
+        query, counterfactual = require_query(cf), cf.counterfactual
+        where = f"{cf.method} {cf.source}_to_{cf.target}"
+        if "edit_order" in cf.extras:
+            edits = cf.extras["edit_order"].long().flatten(1)
+            if ((query != counterfactual).any(1).flatten(1) & (edits == 0)).any():
+                raise ValueError(f"{where}: pixels differ that are in none of the edits")
+            return edits, int(edits.max()) if len(edits) else 0
+        mask = cf.extras.get("mask")
+        mask = (counterfactual - query).abs() if mask is None else mask.float()
+        if mask.isnan().any():
+            raise ValueError(f"{where}: the mask has NaN")
+        inserted, steps, _ = insertion_steps(mask.mean(1).flatten(1), self.options.steps)
+        return inserted, steps
+
+    def curves(self, cf: CounterfactualSet) -> Tensor:
+        """Probabilities of source and target along the insertion, (N, T+1, 2) float64.
+
+        Step 0 is x, step T is x_cf, bit for bit. An image that equals the one before it (nothing
+        changes at the inserted pixels) is not asked again.
         """
         query, counterfactual = require_query(cf), cf.counterfactual
         images, _, height, width = query.shape
         pixels = height * width
-        mask = cf.extras.get("mask")
-        mask = (counterfactual - query).abs() if mask is None else mask.float()
-        if mask.isnan().any():
-            raise ValueError(f"{cf.method} {cf.source}_to_{cf.target}: the mask has NaN")
-        inserted, steps, per_step = insertion_steps(
-            mask.mean(1).reshape(images, pixels), self.options.steps
-        )
-
+        inserted, steps = self.insertion(cf)
         changed = (query != counterfactual).any(1).reshape(images, pixels)
         new = torch.zeros(images, steps + 1, dtype=torch.bool)
         new[:, 0] = True
@@ -111,16 +134,20 @@ class Cout(Metric):
             answers[start : start + batch] = answer[:, [cf.source, cf.target]].double()
         # position of the latest asked step at or before each step
         latest = (new.flatten().cumsum(0) - 1).reshape(images, steps + 1)
-        return answers[latest], per_step
+        return answers[latest]
 
     def per_image(self, cf: CounterfactualSet) -> dict[str, np.ndarray]:
         """`aupc_source`, `aupc_target`, `cout` (N,); `curve_source`, `curve_target` (N, T+1)."""
-        curves, per_step = self.curves(cf)
-        pixels = cf.counterfactual.shape[-2] * cf.counterfactual.shape[-1]
-        paper = self.options.scale == "paper"
-        weight = 1 / (curves.shape[1] - 1) if paper else per_step / pixels
-        source, target = curves.unbind(2)
-        aupc_source, aupc_target = area(source, weight), area(target, weight)
+        source, target = self.curves(cf).unbind(2)
+        if "edit_order" in cf.extras:
+            edits = cf.extras["edit_order"].flatten(1).amax(dim=1)
+            aupc_source, aupc_target = (mean_over_edits(curve, edits) for curve in (source, target))
+        else:
+            pixels = cf.counterfactual.shape[-2] * cf.counterfactual.shape[-1]
+            per_step = max(1, pixels // self.options.steps)
+            paper = self.options.scale == "paper"
+            weight = 1 / (source.shape[1] - 1) if paper else per_step / pixels
+            aupc_source, aupc_target = area(source, weight), area(target, weight)
         return {
             "aupc_target": aupc_target.numpy(),
             "aupc_source": aupc_source.numpy(),

@@ -17,10 +17,10 @@ from counterlens.classifiers.gap_resnet import GapResNet
 from counterlens.classifiers.gap_resnet import Options as NetworkOptions
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
-from counterlens.generators.base import Quality
 from counterlens.oracles.base import Fitted, TrainedOracle
 from counterlens.runtime import files
 from counterlens.runtime.device import autocast, freeze, place
+from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (
     Checkpoint,

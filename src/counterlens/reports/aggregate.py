@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,17 +18,17 @@ from counterlens.reports import inputs
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 
-Status = Literal["ok", "not run", "not available", "not defined"]
+Status = Literal["ok", "not run", "skipped", "not available", "not defined"]
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of a table, in printed units (after the column's `scale`).
 
-    `status` is "ok", "not run" (the experiment does not define the method), "not available"
-    (`reason` tells why) or "not defined" (a paired column of unpaired real images). `images` is
-    how many images it was computed from; `low` and `high` bound the mean with 95 % confidence and
-    exist for per-image columns only.
+    `status` is "ok", "not run" (the experiment does not define the method), "skipped" (it cannot
+    serve the experiment; `reason` tells why), "not available" (`reason` tells why) or "not
+    defined" (a paired column of unpaired real images). `images` is how many images it was computed
+    from; `low` and `high` bound the mean with 95 % confidence and exist for per-image columns only.
     """
 
     status: Status
@@ -109,8 +110,12 @@ class Results:
         Raises:
             UserError: a metrics file is missing or lacks the column.
         """
+        if method in self.experiment.skipped:
+            return Cell("skipped", reason=self.experiment.skipped[method])
         if not inputs.runs(self.experiment, method):
             return Cell("not run")
+        if column == inputs.TIME.name:
+            return self._time_cell(method, directions)
         if column not in self.columns:
             reason = f"experiment {self.experiment.name} does not compute it"
             return Cell("not available", reason=reason)
@@ -141,6 +146,18 @@ class Results:
             low, high = (bound * declared.scale for bound in mean_interval(values, seed=seed))
         mean = float(values.mean()) * declared.scale
         return Cell("ok", mean, low, high, images=int(values.size))
+
+    def _time_cell(self, method: str, directions: Sequence[Pair]) -> Cell:
+        """Mean over all images of the directions."""
+        if method == ORIGINAL_DATA:
+            return Cell("not defined")
+        read = [
+            files.read_json(path)
+            for path in inputs.timing_files(self.experiment, method, directions)
+        ]
+        images = sum(int(each["images"]) for each in read)
+        seconds = sum(float(each["seconds_per_image"]) * int(each["images"]) for each in read)
+        return Cell("ok", seconds / max(1, images) * inputs.TIME.scale, images=images)
 
     def _pair_cell(self, method: str, column: Column, directions: Sequence[Pair]) -> Cell:
         """Mean over the pairs that the directions belong to."""
@@ -199,14 +216,14 @@ class Gate:
     passed: bool
 
 
-def gates(experiment: Experiment) -> list[Gate]:
-    """Every quality gate on the cards of an experiment's models, in a fixed order.
+def gates(experiment: Experiment, cards: Iterable[Path]) -> list[Gate]:
+    """Every quality gate on the cards of some of an experiment's models, in their order.
 
     Raises:
         UserError: a card is missing.
     """
     found = []
-    for path in inputs.cards(experiment):
+    for path in cards:
         card = files.read_json(path)
         model = path.parent.relative_to(layout.RESULTS / experiment.name).as_posix()
         for name, gate in sorted(card.get("gates", {}).items()):

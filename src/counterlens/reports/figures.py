@@ -7,6 +7,7 @@ which order pixels are inserted.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,14 @@ from counterlens.config import (
     pair_name,
 )
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, inputs
+from counterlens.reports import aggregate, inputs, pareto
+from counterlens.reports.drawing import INK, SOURCE, TARGET, canvas
 from counterlens.runtime import files
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-SOURCE, TARGET, INK = "#b45309", "#0f766e", "#1b1b1f"
 CURVE_IMAGES = 7
 PATH_STOPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 TSNE_IMAGES = 2000
@@ -82,15 +83,6 @@ def _pick(table: pd.DataFrame, target: int, count: int) -> np.ndarray:
     return rows[:count]
 
 
-def _canvas(width: float, height: float) -> Canvas:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure as Canvas
-
-    return Canvas(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-
-
 def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
     """Images x^(t) on the way from query to counterfactual, above both probability curves."""
     import torch
@@ -106,16 +98,20 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
         raise UserError(f"{stem}.parquet: has no COUT curves; add the metric 'cout' and rerun")
     names = experiment.dataset.classes
     rows = _pick(table, direction[1], figure.images)
-    canvas = _canvas(9, 3.6 * len(rows))
-    parts = canvas.subfigures(len(rows), 1, squeeze=False)[:, 0]
+    drawing = canvas(9, 3.6 * len(rows))
+    parts = drawing.subfigures(len(rows), 1, squeeze=False)[:, 0]
     for part, row in zip(parts, rows, strict=True):
         query, counterfactual = tensors["query"][row], tensors["counterfactual"][row]
         image = int(table["image"].iloc[row])
         curve = curves[curves["image"] == image].iloc[0]
-        mask = tensors["mask"][row] if "mask" in tensors else np.abs(counterfactual - query)
-        flat = torch.from_numpy(mask).float().mean(0).reshape(1, -1)
-        inserted, total, _ = insertion_steps(flat, int(asked[0]))
-        order = inserted.numpy().reshape(query.shape[1:])
+        if "edit_order" in tensors:
+            order = tensors["edit_order"][row][0]
+            total = int(order.max())
+        else:
+            mask = tensors["mask"][row] if "mask" in tensors else np.abs(counterfactual - query)
+            flat = torch.from_numpy(mask).float().mean(0).reshape(1, -1)
+            inserted, total, _ = insertion_steps(flat, int(asked[0]))
+            order = inserted.numpy().reshape(query.shape[1:])
         moments = np.unique(np.linspace(0, total, CURVE_IMAGES).round().astype(int))
         above, below = part.subfigures(2, 1, height_ratios=[1, 1.5])
         for axes, moment in zip(above.subplots(1, len(moments)), moments, strict=True):
@@ -126,18 +122,18 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
             ("target", direction[1], TARGET),
             ("source", direction[0], SOURCE),
         ):
-            values = np.asarray(curve[f"curve_{role}"], dtype=np.float64)
+            values = np.asarray(curve[f"curve_{role}"], dtype=np.float64)[: total + 1]
             area = float(curve[f"aupc_{role}"])
             axes.plot(values, color=color, lw=2, label=f"class {names[label]}: area {area:.3f}")
             axes.fill_between(np.arange(len(values)), values, color=color, alpha=0.12, lw=0)
-        axes.set(xlim=(0, total), ylim=(0, 1.02), xlabel="step t", ylabel="probability")
+        axes.set(xlim=(0, max(total, 1)), ylim=(0, 1.02), xlabel="step t", ylabel="probability")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="center right")
         where = aggregate.direction_name(experiment, direction)
         axes.set_title(
             f"{method}, {where}, test image {image}: COUT {curve['cout']:.3f}", fontsize=10
         )
-    return canvas
+    return drawing
 
 
 def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
@@ -151,8 +147,8 @@ def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
         pair = pair_name(experiment.pair_of(*direction))
         changes.setdefault(pair, []).append(np.abs(after - before))
     values = [np.concatenate(parts).mean(0) for parts in changes.values()]
-    canvas = _canvas(1.6 + 1.5 * len(values), 3.6)
-    axes = canvas.subplots()
+    drawing = canvas(1.6 + 1.5 * len(values), 3.6)
+    axes = drawing.subplots()
     drawn: Any = axes.violinplot(values, showmeans=True, showextrema=False, widths=0.75)
     for body in drawn["bodies"]:
         body.set(facecolor="#4338ca", alpha=0.35, edgecolor="#4338ca")
@@ -168,7 +164,7 @@ def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     axes.spines[["top", "right"]].set_visible(False)
-    return canvas
+    return drawing
 
 
 def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
@@ -183,8 +179,8 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
             found = [float(value) for value in table["path_target_probability"].iloc[row]]
             strips.append((aggregate.direction_name(experiment, direction), shown, found))
     columns = max(len(shown) for _, shown, _ in strips)
-    canvas = _canvas(1.25 * columns, 1.45 * len(strips))
-    grid = canvas.subplots(len(strips), columns, squeeze=False)
+    drawing = canvas(1.25 * columns, 1.45 * len(strips))
+    grid = drawing.subplots(len(strips), columns, squeeze=False)
     for axes_row, (name, shown, found) in zip(grid, strips, strict=True):
         for step, axes in enumerate(axes_row):
             _show(axes, shown[step])
@@ -194,7 +190,7 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
     grid[0][0].set_title("query", fontsize=9)
     for step in range(columns - 1):
         grid[0][step + 1].set_title(f"$z^{{{step}}}$", fontsize=9)
-    return canvas
+    return drawing
 
 
 def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
@@ -220,8 +216,8 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
             "name fewer methods"
         )
     rows = 1 + len(figure.methods)
-    canvas = _canvas(1.3 * len(columns) + 0.4, 1.4 * rows + 0.2)
-    grid = canvas.subplots(rows, len(columns), squeeze=False)
+    drawing = canvas(1.3 * len(columns) + 0.4, 1.4 * rows + 0.2)
+    grid = drawing.subplots(rows, len(columns), squeeze=False)
     for axes_column, (name, shown, said) in zip(grid.T, columns, strict=True):
         for axes, image, answer in zip(axes_column, shown, said, strict=True):
             _show(axes, image)
@@ -229,7 +225,7 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
         axes_column[0].set_title(name, fontsize=9)
     for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
         axes.set_ylabel(name, fontsize=9)
-    return canvas
+    return drawing
 
 
 def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
@@ -257,8 +253,8 @@ def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
             )
     titles = ["query", *(f"k = {k:g}" for k in PATH_STOPS), "|change|"]
     titles.insert(4, "first CFE")
-    canvas = _canvas(1.25 * len(titles), 1.45 * len(rows))
-    axes_of = canvas.subplots(len(rows), len(titles), squeeze=False)
+    drawing = canvas(1.25 * len(titles), 1.45 * len(rows))
+    axes_of = drawing.subplots(len(rows), len(titles), squeeze=False)
     for axes_row, (name, shown, said) in zip(axes_of, rows, strict=True):
         for axes, image, text in zip(axes_row, shown, said, strict=True):
             _show(axes, image)
@@ -266,7 +262,7 @@ def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
         axes_row[0].set_ylabel(name, fontsize=9)
     for axes, title in zip(axes_of[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
-    return canvas
+    return drawing
 
 
 def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
@@ -299,8 +295,8 @@ def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
         perplexity=30, init="pca", learning_rate="auto", random_state=experiment.seed % 2**32
     ).fit_transform(np.concatenate([real, reflected]))
     points, ends = placed[: len(real)], placed[len(real) :]
-    canvas = _canvas(6.4, 5.6)
-    axes = canvas.subplots()
+    drawing = canvas(6.4, 5.6)
+    axes = drawing.subplots()
     import matplotlib
 
     colors = matplotlib.colormaps["tab10"]
@@ -324,7 +320,7 @@ def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
         frameon=False, markerscale=3, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5)
     )
     axes.set_title(f"{share * 100:.0f} % of the reflections lie among their target class", size=10)
-    return canvas
+    return drawing
 
 
 def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
@@ -361,16 +357,16 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
             f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
             "name fewer methods"
         )
-    canvas = _canvas(1.25 * len(rows[0]), 1.45 * len(rows))
+    drawing = canvas(1.25 * len(rows[0]), 1.45 * len(rows))
     for axes_row, shown in zip(
-        canvas.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
+        drawing.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
     ):
         for axes, (title, text, image) in zip(axes_row, shown, strict=True):
             _show(axes, image)
             axes.set_xlabel(text, fontsize=8)
             if shown is rows[0]:
                 axes.set_title(title.replace(": ", "\n"), fontsize=8)
-    return canvas
+    return drawing
 
 
 def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
@@ -381,10 +377,10 @@ def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
         for method in figure.methods
     )
     known = experiment.columns()
-    canvas = _canvas(3.6 * len(figure.columns), 3)
+    drawing = canvas(3.6 * len(figure.columns), 3)
     places = np.arange(len(points))
     for axes, name in zip(
-        canvas.subplots(1, len(figure.columns), squeeze=False)[0], figure.columns, strict=True
+        drawing.subplots(1, len(figure.columns), squeeze=False)[0], figure.columns, strict=True
     ):
         cells = [results.cell(method, name, figure.directions) for _, method in points]
         missing = [cell.reason or cell.status for cell in cells if cell.value is None]
@@ -409,7 +405,7 @@ def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
         axes.set_xticks(places, [f"{value:g}" for value, _ in points])
         axes.set(xlabel=figure.parameter, ylabel=aggregate.header(known[name]))
         axes.spines[["top", "right"]].set_visible(False)
-    return canvas
+    return drawing
 
 
 DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
@@ -421,11 +417,12 @@ DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "tsne": draw_tsne,
     "stages": draw_stages,
     "parameter": draw_parameter,
+    "pareto": pareto.draw,
 }
 
 
-def write(figure: Figure, experiment: Experiment) -> None:
-    """Draw a figure to `results/figures/<name>.png`.
+def png(figure: Figure, experiment: Experiment) -> bytes:
+    """A figure as a PNG.
 
     Raises:
         UserError: the experiment does not run what the figure shows, or a file is missing.
@@ -436,16 +433,23 @@ def write(figure: Figure, experiment: Experiment) -> None:
     from counterlens.reports import latent_figures  # it uses what stands above
 
     draw = {**DRAW, **latent_figures.DRAW}[figure.kind]
+    buffer = io.BytesIO()
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        canvas = draw(figure, experiment)
-        with files.atomic_path(layout.FIGURES / f"{figure.name}.png") as temporary:
-            canvas.savefig(
-                temporary,
-                format="png",
-                bbox_inches="tight",
-                pad_inches=0.12,
-                metadata={"Software": None},
-            )
+        draw(figure, experiment).savefig(
+            buffer,
+            format="png",
+            bbox_inches="tight",
+            pad_inches=0.12,
+            metadata={"Software": None},
+        )
+    return buffer.getvalue()
+
+
+def write(figure: Figure, experiment: Experiment) -> None:
+    """Draw a figure to `results/figures/<name>.png`."""
+    content = png(figure, experiment)
+    with files.atomic_path(layout.FIGURES / f"{figure.name}.png") as temporary:
+        temporary.write_bytes(content)
 
 
 def run(name: str, scale: Scale) -> None:

@@ -6,8 +6,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Experiment, Figure, Pair, Table, pair_name
+from counterlens.config import (
+    ALL_CLASSES,
+    ORIGINAL_DATA,
+    Column,
+    Experiment,
+    Figure,
+    Pair,
+    Table,
+    pair_name,
+)
 from counterlens.errors import UserError
+
+TIME = Column(
+    name="milliseconds", label="Time per image", unit="ms", direction="down", scale=1e3, decimals=4
+)
+"""The one column that is measured while counterfactuals are made, and so differs at every run."""
 
 
 def runs(experiment: Experiment, method: str) -> bool:
@@ -35,23 +49,60 @@ def trained_oracles(experiment: Experiment) -> list[str]:
     return [name for name, options in experiment.oracles.items() if options.trained]
 
 
-def cards(experiment: Experiment) -> list[Path]:
-    """The cards (quality gates) of the classifier, oracles, generators and trained methods."""
+def trainings(
+    experiment: Experiment, methods: Iterable[str], pairs: Iterable[Pair]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """What is trained for some methods on some pairs: generators and methods, as (id, scope)."""
+    chosen = tuple(pairs)
+    generators: dict[tuple[str, str], None] = {}
+    trained: dict[tuple[str, str], None] = {}
+    waiting = [method for method in methods if method in experiment.methods]
+    for method in waiting:
+        options = experiment.methods[method]
+        if (earlier := options.builds_on()) is not None and earlier not in waiting:
+            waiting.append(earlier)
+        for pair in (pair for pair in experiment.method_pairs(method) if pair in chosen):
+            if options.trainable:
+                trained[experiment.training_of(method, pair)] = None
+            for name in experiment.required_generators(options.generators()):
+                per_pair = experiment.generators[name].per_pair
+                generators[name, pair_name(pair) if per_pair else ALL_CLASSES] = None
+    return list(generators), list(trained)
+
+
+def cards(
+    experiment: Experiment,
+    generators: Iterable[tuple[str, str]] | None = None,
+    methods: Iterable[tuple[str, str]] | None = None,
+) -> list[Path]:
+    """The cards (quality gates) of the classifier, oracles, generators and trained methods.
+
+    Args:
+        generators, methods: those that are wanted, as (id, scope); all by default.
+    """
     name = experiment.name
+    if generators is None:
+        generators = [(g, s) for g in experiment.generators for s in experiment.scopes(g)]
+    if methods is None:
+        methods = [
+            (method, scope)
+            for method in experiment.trained_methods()
+            for scope in experiment.training_scopes(method)
+        ]
     return [
         layout.classifier(name) / "card.json",
         *(layout.oracle(name, oracle) / "card.json" for oracle in trained_oracles(experiment)),
-        *(
-            layout.generator(name, generator, scope) / "card.json"
-            for generator in experiment.generators
-            for scope in experiment.scopes(generator)
-        ),
-        *(
-            layout.method(name, method, scope) / "card.json"
-            for method in experiment.trained_methods()
-            for scope in experiment.training_scopes(method)
-        ),
+        *(layout.generator(name, *training) / "card.json" for training in generators),
+        *(layout.method(name, *training) / "card.json" for training in methods),
     ]
+
+
+def table_cards(table: Table, experiment: Experiment) -> list[Path]:
+    """The cards of the models behind a table's rows, on the directions that these share."""
+    methods = table_methods(table, experiment)
+    directions = shared_directions(experiment, methods)
+    pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
+    return cards(experiment, *trainings(experiment, methods, pairs))
 
 
 def metric_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
@@ -100,10 +151,25 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
                 "no direction in common; give them a common pair under 'pairs'"
             )
         for method in methods:
-            paths += metric_files(experiment, method, directions)
-            paths += pair_files(experiment, method, directions)
-        paths += cards(experiment)
+            if judged(table):
+                paths += metric_files(experiment, method, directions)
+                paths += pair_files(experiment, method, directions)
+            if TIME.name in table.columns:
+                paths += timing_files(experiment, method, directions)
+        paths += table_cards(table, experiment)
     return paths
+
+
+def figure_methods(figure: Figure, experiment: Experiment) -> tuple[str, ...]:
+    """The methods that a figure shows: all that it names, or of a `pareto` those that are run."""
+    if figure.kind != "pareto":
+        return figure.methods
+    return tuple(method for method in figure.methods if runs(experiment, method))
+
+
+def judged(table: Table) -> bool:
+    """Whether any column of a table is a metric's."""
+    return any(column != TIME.name for column in table.columns)
 
 
 def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
@@ -113,7 +179,7 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
         UserError: the experiment does not run a method of the figure on its directions.
     """
     paths: list[Path] = []
-    for method in figure.methods:
+    for method in figure_methods(figure, experiment):
         for direction in figure.directions:
             if not runs(experiment, method) or direction not in experiment.directions(method):
                 raise UserError(
@@ -121,10 +187,12 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
                     f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
                     "'pairs' of the experiment"
                 )
-        if figure.kind != "parameter":
+        if figure.kind not in ("parameter", "pareto"):
             paths += set_files(experiment, method, figure.directions)
-        if figure.kind in ("cout", "parameter"):
+        if figure.kind in ("cout", "parameter", "pareto"):
             paths += metric_files(experiment, method, figure.directions)
+        if figure.kind == "pareto":
+            paths += pair_files(experiment, method, figure.directions)
     if figure.kind == "tsne":
         paths.append(embeddings(experiment))
     return paths
@@ -189,7 +257,44 @@ def sample_sheets(experiment: Experiment) -> list[Path]:
 def timing_inputs(experiment: Experiment) -> list[Path]:
     """The measured seconds per image of every method and direction."""
     return [
-        layout.timing(experiment.name, method, *direction)
+        path
         for method in experiment.methods
-        for direction in experiment.directions(method)
+        for path in timing_files(experiment, method, experiment.directions(method))
     ]
+
+
+def training_times(experiment: Experiment, method: str) -> list[Path]:
+    """How long the trainings took that a method uses, its own or those it borrows."""
+    trained = {experiment.training_of(method, pair) for pair in experiment.method_pairs(method)}
+    return [
+        layout.training_time(experiment.name, "methods", name, scope)
+        for name, scope in sorted(trained)
+        if experiment.methods[method].trainable
+    ]
+
+
+def generator_times(experiment: Experiment, method: str) -> list[Path]:
+    """How long the trainings took of all generators that a method needs."""
+    needed = experiment.required_generators(experiment.methods[method].generators())
+    pairs = {pair_name(pair) for pair in experiment.method_pairs(method)}
+    return [
+        layout.training_time(experiment.name, "generators", name, scope)
+        for name in needed
+        for scope in experiment.scopes(name)
+        if scope in pairs or not experiment.generators[name].per_pair
+    ]
+
+
+def cost_inputs(experiment: Experiment) -> list[Path]:
+    """Everything that was measured of the methods' costs."""
+    found = timing_inputs(experiment)
+    for method in experiment.methods:
+        found += training_times(experiment, method) + generator_times(experiment, method)
+    return list(dict.fromkeys(found))
+
+
+def timing_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """The measured seconds per image of a method on some directions; real images take none."""
+    if method == ORIGINAL_DATA:
+        return []
+    return [layout.timing(experiment.name, method, *direction) for direction in directions]

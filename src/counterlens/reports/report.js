@@ -37,19 +37,27 @@
   });
   if (tabs.length) select(0, false);
 
+  // Which methods, and which queries of each direction, are shown.
   const filter = byId("filter");
-  filter.addEventListener("change", () => {
+  const boxes = [...document.querySelectorAll('input[name="method"]')];
+  const show = () => {
+    const left = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
     for (const panel of panels) {
       let shown = 0;
       const queries = panel.querySelectorAll(".query");
       for (const query of queries) {
-        query.hidden = filter.value === "failed" && query.dataset.failed === "no";
-        query.style.display = query.hidden ? "none" : "";
+        let failed = false;
+        for (const tile of query.querySelectorAll("[data-method]")) {
+          tile.hidden = left.has(tile.dataset.method);
+          failed = failed || (!tile.hidden && tile.dataset.valid === "no");
+        }
+        query.hidden = filter.value === "failed" && !failed;
         shown += query.hidden ? 0 : 1;
       }
       panel.querySelector(".none").hidden = shown > 0 || queries.length === 0;
     }
-  });
+  };
+  for (const control of [filter, ...boxes]) control.addEventListener("change", show);
 
   // Paths: the slider swaps the image, its difference map and the confidences.
   const pixels = async (image) => {

@@ -9,13 +9,10 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
 
 from counterlens import layout
 from counterlens.config import (
@@ -27,77 +24,13 @@ from counterlens.config import (
     load_experiment,
     load_table,
 )
-from counterlens.reports import aggregate, inputs, page
+from counterlens.reports import aggregate, board, inputs
 from counterlens.reports.aggregate import Cell, Results
+from counterlens.reports.entries import Built, Entry
+from counterlens.reports.printing import to_frame, to_html, to_json, to_latex, to_markdown
 from counterlens.runtime import files
 
 SUFFIXES = (".csv", ".md", ".tex", ".html", ".json")
-CSV_COLUMNS = (
-    "table",
-    "experiment",
-    "method",
-    "label",
-    "column",
-    "value",
-    "low",
-    "high",
-    "paper",
-    "difference",
-    "images",
-    "status",
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One cell of a table: ours and the paper's, both in printed units."""
-
-    experiment: str
-    method: str
-    label: str
-    column: Column
-    cell: Cell
-    paper: float | None
-    best: bool
-
-    @property
-    def difference(self) -> float | None:
-        """Ours minus the paper's."""
-        if self.cell.value is None or self.paper is None:
-            return None
-        return self.cell.value - self.paper
-
-    @property
-    def versus(self) -> str | None:
-        """Ours against the paper's as printed: "better", "worse" or "equal"."""
-        if self.difference is None or self.column.direction == "none":
-            return None
-        rounded = round(self.difference, self.column.decimals)
-        if rounded == 0:
-            return "equal"
-        return "better" if (rounded > 0) == (self.column.direction == "up") else "worse"
-
-
-@dataclass(frozen=True)
-class Built:
-    """A table with all its numbers.
-
-    `footer` is what the numbers depend on and is the same at every rebuild; the commit and the
-    hardware are not part of it.
-    """
-
-    table: Table
-    entries: tuple[Entry, ...]
-    columns: tuple[Column, ...]
-    footer: tuple[str, ...]
-
-    def entry(self, experiment: str, method: str, column: str) -> Entry:
-        """One cell."""
-        return next(
-            e
-            for e in self.entries
-            if (e.experiment, e.method, e.column.name) == (experiment, method, column)
-        )
 
 
 def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
@@ -112,45 +45,100 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     """
     inputs.table_inputs(table, experiments)
     declared = _columns(table, experiments)
+    columns = (board.MEAN_RANK, *declared) if table.ranked else declared
     entries: list[Entry] = []
-    footer = [f"Paper: {table.paper}."]
-    reasons: dict[str, list[str]] = {}
+    footer = [f"Paper: {table.paper}."] if table.paper else []
+    reasons: dict[tuple[str, str], list[str]] = {}
     for name in table.experiments:
         experiment = experiments[name]
         methods = inputs.table_methods(table, experiment)
         directions = inputs.shared_directions(experiment, methods)
         results = Results(experiment)
-        images = {method: results.images(method, directions) for method in methods}
-        for column in declared:
-            cells = {
+        images = {
+            method: results.images(method, directions)
+            if inputs.judged(table)
+            else results.cell(method, inputs.TIME.name, directions).images
+            for method in methods
+        }
+        cells = {
+            column.name: {
                 row.method: results.cell(row.method, column.name, directions) for row in table.rows
             }
-            winners = aggregate.best(cells, column)
+            for column in declared
+        }
+        if table.ranked:
+            cells[board.MEAN_RANK.name] = board.mean_ranks(cells, declared)
+        for column in columns:
+            found = cells[column.name]
+            entries += _entries(table, name, column, found)
             for row in table.rows:
-                cell = cells[row.method]
-                paper = table.paper_values.get(name, {}).get(row.method, {}).get(column.name)
-                entries.append(
-                    Entry(name, row.method, row.label, column, cell, paper, row.method in winners)
-                )
-                if cell.reason is not None:
-                    where = f"{column.label}{f' {column.unit}' if column.unit else ''}"
-                    reasons.setdefault(cell.reason, [])
-                    if where not in reasons[cell.reason]:
-                        reasons[cell.reason].append(where)
+                cell = found[row.method]
+                if cell.reason is not None and column is not board.MEAN_RANK:
+                    skipped = cell.status == "skipped"
+                    unit = f" {column.unit}" if column.unit else ""
+                    where = row.label if skipped else f"{column.label}{unit}"
+                    told = reasons.setdefault((cell.status.capitalize(), cell.reason), [])
+                    if where not in told:
+                        told.append(where)
         footer.append(_how_made(table, experiment, images, directions))
-        footer += _failed_gates(experiment)
-        footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
+        if table.ranked:
+            counted = [column.label for column in board.complete(cells, declared)]
+            footer.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
+        footer += _failed_gates(table, experiment)
+        if inputs.judged(table):
+            footer += [f"{name}: {note}." for note in results.notes(methods, directions)]
     footer += [
         claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
-    footer += [f"Not available: {', '.join(w)}: {reason}." for reason, w in reasons.items()]
+    footer += [f"{kind}: {', '.join(w)}: {reason}." for (kind, reason), w in reasons.items()]
     footer.append(
         "In brackets: 95 % percentile bootstrap interval over images (2000 resamples). "
-        "▲ better, ▼ worse than the paper, = equal as printed. Bold: best of the methods run. "
-        "Not run: the experiment does not define the method."
+        + (
+            "Rank 1 is best; equal printed values share the mean of their ranks; a column in which "
+            "a method has no number does not count in the mean rank. "
+            if table.ranked
+            else "▲ better, ▼ worse than the paper, = equal as printed. "
+        )
+        + "Bold: best of the methods run. Not run: the experiment does not define the method."
     )
     footer += table.notes
-    return Built(table, tuple(entries), declared, tuple(footer))
+    return Built(table, tuple(entries), columns, tuple(footer))
+
+
+def _entries(
+    table: Table, experiment: str, column: Column, cells: Mapping[str, Cell]
+) -> Iterable[Entry]:
+    """One column of one experiment, row by row."""
+    winners = aggregate.best(cells, column)
+    ranks = board.ranks(cells, column) if table.ranked and column is not board.MEAN_RANK else {}
+    for row in table.rows:
+        method = row.method
+        paper = table.paper_values.get(experiment, {}).get(method, {}).get(column.name)
+        cell, best = cells[method], method in winners
+        yield Entry(experiment, method, row.label, column, cell, paper, best, ranks.get(method))
+
+
+def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:
+    """A ranked table with what was measured of each method's cost, where all of it was.
+
+    Measured times differ from run to run, and so stand only in Markdown and HTML.
+    """
+    found = {name: board.costs(experiments[name]) for name in built.table.experiments}
+    if not built.table.ranked or not any(found.values()):
+        return built
+    absent = Cell("not available", reason="not measured")
+    entries = list(built.entries)
+    for name, costs in found.items():
+        for column in board.COSTS.values():
+            for row in built.table.rows:
+                cell = built.entry(name, row.method, board.MEAN_RANK.name).cell
+                if row.method in costs:
+                    cell = Cell("ok", costs[row.method][column.name])
+                elif cell.status not in ("not run", "skipped", "not defined"):
+                    cell = absent
+                entries.append(Entry(name, row.method, row.label, column, cell, None, False))
+    columns = (*built.columns, *board.COSTS.values())
+    return replace(built, entries=tuple(entries), columns=columns)
 
 
 def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> str:
@@ -166,8 +154,8 @@ def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> s
         if len(values) == len(cells):
             break
     else:
-        missing = [f"{e.label}: {e.cell.status}" for e in cells if e.cell.value is None]
-        return f"{start}: not decided ({', '.join(missing)})."
+        missing = [f"{e.label} {e.cell.status}" for e in cells if e.cell.value is None]
+        return f"{start}: not checked: {', '.join(missing)}."
     held = {
         "highest": lambda: values[0] > max(values[1:]),
         "lowest": lambda: values[0] < min(values[1:]),
@@ -182,7 +170,7 @@ def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> s
 
 
 def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Column, ...]:
-    known: dict[str, Column] = {}
+    known: dict[str, Column] = {inputs.TIME.name: inputs.TIME}
     for name in table.experiments:
         known = {**experiments[name].columns(), **known}
     unknown = {name: Column(name=name, label=name, direction="none") for name in table.columns}
@@ -210,208 +198,13 @@ def _how_made(
     )
 
 
-def _failed_gates(experiment: Experiment) -> list[str]:
+def _failed_gates(table: Table, experiment: Experiment) -> list[str]:
     return [
         f"Quality gate failed in {experiment.name}: {gate.model}, {gate.name} is "
         f"{gate.value:.4g}, must be {gate.bound or 'within'} {gate.threshold:.4g}."
-        for gate in aggregate.gates(experiment)
+        for gate in aggregate.gates(experiment, inputs.table_cards(table, experiment))
         if not gate.passed
     ]
-
-
-def to_frame(built: Built) -> pd.DataFrame:
-    """Long format, one row per cell, numbers in printed units at full precision."""
-    rows = [
-        (
-            built.table.name,
-            e.experiment,
-            e.method,
-            e.label,
-            e.column.name,
-            e.cell.value,
-            e.cell.low,
-            e.cell.high,
-            e.paper,
-            e.difference,
-            e.cell.images,
-            e.cell.status,
-        )
-        for e in built.entries
-    ]
-    return pd.DataFrame(rows, columns=pd.Index(CSV_COLUMNS))
-
-
-def to_json(built: Built) -> dict[str, dict[str, dict[str, float]]]:
-    """{experiment: {method: {column: value}}}, only what was measured."""
-    tree: dict[str, dict[str, dict[str, float]]] = {}
-    for e in built.entries:
-        if e.cell.value is not None:
-            methods = tree.setdefault(e.experiment, {})
-            methods.setdefault(e.method, {})[e.column.name] = e.cell.value
-    return tree
-
-
-SYMBOLS = {"better": "▲", "worse": "▼", "equal": "="}
-
-
-def _text(entry: Entry) -> tuple[str, str | None, str | None]:
-    """What a cell shows: the value, the interval, the comparison."""
-    decimals = entry.column.decimals
-    cell = entry.cell
-    interval = None
-    if cell.value is None:
-        value = "–" if cell.status == "not defined" else cell.status  # noqa: RUF001
-    else:
-        value = aggregate.number(cell.value, decimals)
-        if cell.low is not None and cell.high is not None:
-            low, high = (aggregate.number(bound, decimals) for bound in (cell.low, cell.high))
-            interval = f"[{low}, {high}]"
-    versus = None
-    if entry.paper is not None:
-        versus = f"paper {_as_printed(entry.paper, decimals)}"
-        if entry.difference is not None:
-            symbol = f" {SYMBOLS[entry.versus]}" if entry.versus else ""
-            versus += f" ({aggregate.number(entry.difference, decimals, sign=True)}{symbol})"
-    return value, interval, versus
-
-
-def _as_printed(value: float, decimals: int) -> str:
-    """The paper's number with at least our decimals, more where the paper has more."""
-    own = len(repr(value).partition(".")[2])
-    return aggregate.number(value, max(decimals, own))
-
-
-def _escape_markdown(text: str) -> str:
-    escaped = re.sub(r"([\\`*_{}|])|(?<=\])(\()", r"\\\1\2", text)
-    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def to_markdown(built: Built, provenance: Sequence[str]) -> str:
-    """A Markdown section with one table per experiment."""
-    lines = [f"# {_escape_markdown(built.table.title)}", ""]
-    for name in built.table.experiments:
-        lines += [f"## {_escape_markdown(name)}", ""]
-        heads = [_escape_markdown(aggregate.header(column)) for column in built.columns]
-        lines.append(f"| | {' | '.join(heads)} |")
-        lines.append(f"|:---|{'---:|' * len(heads)}")
-        for row in built.table.rows:
-            cells = []
-            for column in built.columns:
-                entry = built.entry(name, row.method, column.name)
-                value, interval, versus = _text(entry)
-                shown = [f"**{value}**" if entry.best else value]
-                shown += [_escape_markdown(part) for part in (interval, versus) if part]
-                cells.append("<br>".join(shown))
-            lines.append(f"| {_escape_markdown(row.label)} | {' | '.join(cells)} |")
-        lines.append("")
-    lines += [f"- {_escape_markdown(line)}" for line in (*built.footer, *provenance)]
-    return "\n".join(lines) + "\n"
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\N{MINUS SIGN}": r"$-$",
-    "\N{EN DASH}": "--",
-    "\N{RIGHTWARDS ARROW}": r"$\to$",
-    "\N{UPWARDS ARROW}": r"$\uparrow$",
-    "\N{DOWNWARDS ARROW}": r"$\downarrow$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "▲": r"$\blacktriangle$",
-    "▼": r"$\blacktriangledown$",
-}
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX prints as it stands."""
-    return "".join(LATEX.get(character, character) for character in text)
-
-
-def to_latex(built: Built) -> str:
-    """A `table` environment; needs the packages booktabs and amssymb."""
-    width = len(built.columns)
-    experiments = built.table.experiments
-    spec = "l" + "c" * (width * len(experiments))
-    groups, rules = [], []
-    for index, name in enumerate(experiments):
-        first = 2 + index * width
-        groups.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(name)}}}")
-        rules.append(rf"\cmidrule(lr){{{first}-{first + width - 1}}}")
-    heads = [escape_latex(aggregate.header(column)) for column in built.columns]
-    lines = [
-        "% needs \\usepackage{booktabs,amssymb}",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{escape_latex(built.table.title)}}}",
-        rf"\label{{tab:{built.table.name}}}",
-        rf"\begin{{tabular}}{{{spec}}}",
-        r"\toprule",
-        f" & {' & '.join(groups)} \\\\",
-        " ".join(rules),
-        f" & {' & '.join(heads * len(experiments))} \\\\",
-        r"\midrule",
-    ]
-    for row in built.table.rows:
-        cells = [
-            _latex_cell(built.entry(name, row.method, column.name))
-            for name in experiments
-            for column in built.columns
-        ]
-        lines.append(f"{escape_latex(row.label)} & {' & '.join(cells)} \\\\")
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\smallskip", r"\footnotesize"]
-    lines += [f"{escape_latex(line)}\\par" for line in built.footer]
-    lines.append(r"\end{table}")
-    return "\n".join(lines) + "\n"
-
-
-def _latex_cell(entry: Entry) -> str:
-    value, *small = (None if part is None else escape_latex(part) for part in _text(entry))
-    shown = [rf"\textbf{{{value}}}" if entry.best else f"{value}"]
-    shown += [rf"{{\scriptsize {part}}}" for part in small if part]
-    stacked = r" \\ ".join(shown)
-    return stacked if len(shown) == 1 else rf"\shortstack{{{stacked}}}"
-
-
-def to_html(built: Built, provenance: Sequence[str]) -> str:
-    """A page of its own, without external resources."""
-    groups = []
-    for name in built.table.experiments:
-        rows: list[dict[str, Any]] = []
-        for row in built.table.rows:
-            cells = []
-            for column in built.columns:
-                entry = built.entry(name, row.method, column.name)
-                value, interval, versus = _text(entry)
-                cells.append(
-                    {
-                        "value": value,
-                        "interval": interval,
-                        "versus": versus,
-                        "against": entry.versus,
-                        "best": entry.best,
-                        "muted": entry.cell.value is None,
-                    }
-                )
-            rows.append({"label": row.label, "cells": cells})
-        groups.append({"experiment": name, "rows": rows})
-    return page.render(
-        "table.html.j2",
-        title=built.table.title,
-        headers=[aggregate.header(column) for column in built.columns],
-        groups=groups,
-        footer=[*built.footer, *provenance],
-    )
 
 
 def commit() -> str:
@@ -455,14 +248,20 @@ def provenance(table: Table, experiments: Mapping[str, Experiment]) -> list[str]
     ]
 
 
-def write(built: Built, provenance_lines: Sequence[str], folder: Path) -> None:
+def write(
+    built: Built,
+    experiments: Mapping[str, Experiment],
+    provenance_lines: Sequence[str],
+    folder: Path,
+) -> None:
     """Write the five files of a table into a folder."""
+    printed = with_costs(built, experiments)
     stem = folder / built.table.name
     files.write_csv(stem.with_suffix(".csv"), to_frame(built))
     files.write_json(stem.with_suffix(".json"), to_json(built))
     files.write_text(stem.with_suffix(".tex"), to_latex(built))
-    files.write_text(stem.with_suffix(".md"), to_markdown(built, provenance_lines))
-    files.write_text(stem.with_suffix(".html"), to_html(built, provenance_lines))
+    files.write_text(stem.with_suffix(".md"), to_markdown(printed, provenance_lines))
+    files.write_text(stem.with_suffix(".html"), to_html(printed, provenance_lines))
 
 
 def run(name: str, scale: Scale) -> None:
@@ -474,4 +273,4 @@ def run(name: str, scale: Scale) -> None:
     table = load_table(name)
     experiments = {each: load_experiment(each, scale) for each in table.experiments}
     built = build(table, experiments)
-    write(built, provenance(table, experiments), layout.TABLES)
+    write(built, experiments, provenance(table, experiments), layout.TABLES)

@@ -1,7 +1,9 @@
-"""The stage `timing`: measured seconds per counterfactual of every method of an experiment."""
+"""The stage `cost`: measured seconds of every method of an experiment, its training included."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,7 +15,10 @@ from counterlens.runtime import files
 
 
 def collect(experiment: Experiment) -> pd.DataFrame:
-    """One row per method: the mean over its directions, weighted by images.
+    """One row per method: the mean over its directions, weighted by images, and its trainings.
+
+    `training_seconds` is of the method itself, `generator_seconds` of all the generators it needs;
+    methods that share one count it each.
 
     Raises:
         UserError: a timing file is missing.
@@ -31,6 +36,8 @@ def collect(experiment: Experiment) -> pd.DataFrame:
                 "method": method,
                 "seconds_per_image": seconds / max(1, images),
                 "images": images,
+                "training_seconds": _seconds(inputs.training_times(experiment, method)),
+                "generator_seconds": _seconds(inputs.generator_times(experiment, method)),
                 "device": "; ".join(sorted({str(each["device"]) for each in directions})),
                 "threads": "; ".join(sorted({str(each["threads"]) for each in directions})),
             }
@@ -38,18 +45,24 @@ def collect(experiment: Experiment) -> pd.DataFrame:
     return pd.DataFrame(summary)
 
 
+def _seconds(paths: Iterable[Path]) -> float:
+    return sum(float(files.read_json(path)["seconds"]) for path in paths)
+
+
 def to_markdown(experiment: Experiment, summary: pd.DataFrame) -> str:
     """The summary as a Markdown table."""
     lines = [
         f"# Cost of a counterfactual: {experiment.name} (scale {experiment.scale})",
         "",
-        "| method | seconds per image | images | device | threads |",
-        "|:---|---:|---:|:---|---:|",
+        "| method | seconds per image | images | training, s | its generators, s "
+        "| device | threads |",
+        "|:---|---:|---:|---:|---:|:---|---:|",
     ]
     for row in summary.to_dict("records"):
         device = str(row["device"]).replace("|", "\\|")
         lines.append(
             f"| {row['method']} | {row['seconds_per_image']:.3g} | {row['images']} "
+            f"| {row['training_seconds']:.1f} | {row['generator_seconds']:.1f} "
             f"| {device} | {row['threads']} |"
         )
     return "\n".join(lines) + "\n"

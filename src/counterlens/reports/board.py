@@ -1,0 +1,85 @@
+"""What a ranked table has besides numbers: ranks, their mean, and what a method costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from counterlens.config import ORIGINAL_DATA, Column, Experiment
+from counterlens.reports import inputs, timing
+from counterlens.reports.aggregate import Cell
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MEAN_RANK = Column(name="mean_rank", label="mean rank", direction="down", decimals=2)
+COSTS = {
+    "seconds_per_image": Column(
+        name="seconds_per_image", label="time", direction="down", unit="s per image", decimals=4
+    ),
+    "training_seconds": Column(
+        name="training_seconds", label="training", direction="none", unit="s", decimals=1
+    ),
+    "generator_seconds": Column(
+        name="generator_seconds", label="generators", direction="none", unit="s", decimals=1
+    ),
+}
+Cells = Mapping[str, Mapping[str, Cell]]
+"""By column and method."""
+
+
+def ranks(cells: Mapping[str, Cell], column: Column) -> dict[str, float]:
+    """The place of each method in one column, by its printed value.
+
+    1 is the best; methods of equal value share the mean of their places. Real images and methods
+    without a number have no rank; nor has any method in a column without a better direction.
+    """
+    values = {
+        method: round(cell.value, column.decimals)
+        for method, cell in cells.items()
+        if cell.value is not None and math.isfinite(cell.value) and method != ORIGINAL_DATA
+    }
+    if column.direction == "none" or not values:
+        return {}
+    placed = pd.Series(values, dtype=np.float64).rank(ascending=column.direction == "down")
+    return {str(method): float(rank) for method, rank in placed.items()}
+
+
+def complete(cells: Cells, columns: Sequence[Column]) -> list[Column]:
+    """The columns that rank every method which is run: those that a mean rank is taken over."""
+    found = []
+    for column in columns:
+        run = {m for m, cell in cells[column.name].items() if _is_run(m, cell)}
+        if run and run == set(ranks(cells[column.name], column)):
+            found.append(column)
+    return found
+
+
+def mean_ranks(cells: Cells, columns: Sequence[Column]) -> dict[str, Cell]:
+    """The mean rank of each method over the complete columns, as cells of a column of its own."""
+    counted = [ranks(cells[column.name], column) for column in complete(cells, columns)]
+    found: dict[str, Cell] = {}
+    for method, cell in next(iter(cells.values())).items():
+        if not _is_run(method, cell):
+            found[method] = Cell("not defined") if method == ORIGINAL_DATA else cell
+        elif not counted:
+            found[method] = Cell("not available", reason="no column ranks every method")
+        else:
+            found[method] = Cell("ok", float(np.mean([each[method] for each in counted])))
+    return found
+
+
+def _is_run(method: str, cell: Cell) -> bool:
+    return cell.status not in ("not run", "skipped") and method != ORIGINAL_DATA
+
+
+def costs(experiment: Experiment) -> dict[str, dict[str, float]]:
+    """Seconds by method and column of `COSTS`; empty as long as a timing is missing."""
+    if not all(path.is_file() for path in inputs.cost_inputs(experiment)):
+        return {}
+    table = timing.collect(experiment).set_index("method")[list(COSTS)]
+    return {str(method): row.to_dict() for method, row in table.iterrows()}
