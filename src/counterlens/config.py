@@ -500,6 +500,9 @@ class Figure(Model):
         "tsne",
         "stages",
         "parameter",
+        "latents",
+        "diversity",
+        "angle",
         "pareto",
     ]
     experiment: Identifier

@@ -30,8 +30,10 @@ TORCH_FREE = (
     "counterlens.config",
     "counterlens.data.celeba_attributes",
     "counterlens.generators.diffusion_options",
+    "counterlens.generators.latent_options",
     "counterlens.methods.filtered_attack_options",
     "counterlens.methods.latent_options",
+    "counterlens.methods.eced_options",
 )
 NOT_PLUGINS = {
     "data": {
@@ -48,7 +50,15 @@ NOT_PLUGINS = {
         "weights",
     },
     "classifiers": {"base", "train", "adopt"},
-    "generators": {"base", "train", "export", "diffusion", "diffusion_options"},
+    "generators": {
+        "base",
+        "train",
+        "export",
+        "diffusion",
+        "diffusion_options",
+        "latent",
+        "latent_options",
+    },
     "oracles": {"base", "train"},
     "methods": {
         "base",
@@ -59,6 +69,11 @@ NOT_PLUGINS = {
         "filtered_attack_options",
         "latents",
         "latent_options",
+        "eced_options",
+        "edit_region",
+        "score_cam",
+        "background",
+        "blended_diffusion",
     },
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }

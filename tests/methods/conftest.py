@@ -23,6 +23,13 @@ GENERATORS: dict[str, dict[str, Any]] = {
     "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", "width": 4, "latent_dim": 8},
     "vae": {"kind": "vae", "width": 4, "latent_dim": 8},
     "ddpm": {"kind": "ddpm", "channels": (8, 8), "steps": 50},
+    "latent-diffusion": {
+        "kind": "latent-diffusion",
+        "classes": (4, 9),
+        "widths": (8, 8, 8),
+        "channels": (8, 8),
+        "groups": 8,
+    },
     "cem-autoencoder": {"kind": "cem-autoencoder", "width": 4},
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
@@ -41,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "auxiliary_epochs": 2,
         "auxiliary_batch_size": 8,
     },
+    "eced": {"background_updates": 3, "grid": 10, "start": 200, "updates": 3, "lr": 0.3},
     "cem": {
         "autoencoder": "cem-autoencoder",
         "targeting": "full",

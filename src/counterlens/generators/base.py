@@ -27,6 +27,7 @@ class Training:
         test_images: the same of the test split, for the quality gate only.
         classifier: the explained classifier, frozen; None where the options do not use it.
         generators: the generators it requires, frozen, by id.
+        labels, test_labels: int64 (N,), the classes of the images.
     """
 
     images: Tensor
@@ -36,6 +37,8 @@ class Training:
     device: torch.device
     seed: int
     checkpoint: Checkpoint | None = None
+    labels: Tensor | None = None
+    test_labels: Tensor | None = None
 
 
 class Generator(nn.Module, ABC):

@@ -35,14 +35,17 @@ def run(experiment: Experiment, name: str, scope: str, device: torch.device) -> 
 
     settings = {**experiment.settings("generators", name), "scope": scope}
     seed = derive_seed(experiment.seed, experiment.name, "generator", name, scope)
+    train_images, test_images = load_split(train_file, pair), load_split(test_file, pair)
     training = base.Training(
-        images=load_split(train_file, pair).images,
-        test_images=load_split(test_file, pair).images,
+        images=train_images.images,
+        test_images=test_images.images,
         classifier=classifier,
         generators=needed,
         device=device,
         seed=seed,
         checkpoint=Checkpoint(settings, inputs),
+        labels=train_images.labels,
+        test_labels=test_images.labels,
     )
     torch.manual_seed(seed)
     model = base.create(experiment, name)

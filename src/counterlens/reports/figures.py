@@ -39,7 +39,9 @@ TSNE_IMAGES = 2000
 STAGES = {
     "causal_explanation": "causal",
     "pre_explanation": "pre-explanation",
+    "activation_map": "ScoreCAM",
     "edit_mask": "edit mask",
+    "reconstruction": "reconstruction",
 }
 
 
@@ -428,9 +430,12 @@ def png(figure: Figure, experiment: Experiment) -> bytes:
     inputs.figure_inputs(figure, experiment)
     import matplotlib
 
+    from counterlens.reports import latent_figures  # it uses what stands above
+
+    draw = {**DRAW, **latent_figures.DRAW}[figure.kind]
     buffer = io.BytesIO()
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9}):
-        DRAW[figure.kind](figure, experiment).savefig(
+        draw(figure, experiment).savefig(
             buffer,
             format="png",
             bbox_inches="tight",
