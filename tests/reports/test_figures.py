@@ -87,7 +87,7 @@ def test_stages_are_shown_between_query_and_counterfactual(
     facts = files.read_metadata(stem.with_suffix(".safetensors"))
     files.save_tensors(stem.with_suffix(".safetensors"), tensors, facts)
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(figures, "_show", lambda axes, image: seen.append(image))
+    monkeypatch.setattr(figures, "show", lambda axes, image: seen.append(image))
     chosen = figure("stages", methods=["pgd"], directions=[(4, 9)], images=1)
     canvas = figures.draw_stages(chosen, made.experiment)
     titles = [axes.get_title() for axes in canvas.axes]
@@ -117,7 +117,7 @@ def test_a_path_figure_shows_correct_queries_at_their_first_flip(
 ) -> None:
     made = make(pairs=((4, 9),), steps=9, errors=2, mirror=True)
     shown: list[np.ndarray] = []
-    monkeypatch.setattr(figures, "_show", lambda axes, image: shown.append(image))
+    monkeypatch.setattr(figures, "show", lambda axes, image: shown.append(image))
     figures.write(figure("path", methods=["mirror-cfe"], directions=[(4, 9)]), made.experiment)
     tensors, _ = figures._load(made.experiment, "mirror-cfe", (4, 9))
     assert len(shown) == 2 * 8  # two queries, and no error of the classifier among them

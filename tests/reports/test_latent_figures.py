@@ -13,7 +13,7 @@ from PIL import Image
 from counterlens import layout
 from counterlens.config import Figure, MethodOptions
 from counterlens.errors import UserError
-from counterlens.reports import figures, latent_figures
+from counterlens.reports import drawing, figures, latent_figures
 from counterlens.runtime import files
 
 Make = Callable[..., Any]
@@ -75,7 +75,7 @@ def test_it_is_drawn_the_same_twice(made: Any, kind: str) -> None:
 
 def test_latents_are_shown_channel_by_channel(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(figures, "_show", lambda axes, image: seen.append(image))
+    monkeypatch.setattr(drawing, "show", lambda axes, image: seen.append(image))
     latent_figures.draw_latents(figure("latents", images=1), made.experiment)
     assert len(seen) == 2 * 5
     for channel in seen[1:5]:
@@ -84,7 +84,7 @@ def test_latents_are_shown_channel_by_channel(made: Any, monkeypatch: pytest.Mon
 
 def test_variants_stand_above_their_masks(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
-    monkeypatch.setattr(figures, "_show", lambda axes, image: seen.append(image))
+    monkeypatch.setattr(drawing, "show", lambda axes, image: seen.append(image))
     latent_figures.draw_diversity(
         figure("diversity", images=1, directions=[(4, 9)]), made.experiment
     )

@@ -18,7 +18,6 @@ from counterlens import layout
 from counterlens.config import (
     Experiment,
     Figure,
-    Pair,
     Scale,
     load_experiment,
     load_figure,
@@ -26,11 +25,18 @@ from counterlens.config import (
 )
 from counterlens.errors import UserError
 from counterlens.reports import aggregate, inputs, pareto
-from counterlens.reports.drawing import INK, SOURCE, TARGET, canvas
+from counterlens.reports.drawing import (
+    INK,
+    SOURCE,
+    TARGET,
+    canvas,
+    load_set,
+    show,
+    tensor_of,
+)
 from counterlens.runtime import files
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
 CURVE_IMAGES = 7
@@ -43,37 +49,6 @@ STAGES = {
     "edit_mask": "edit mask",
     "reconstruction": "reconstruction",
 }
-
-
-def _load(
-    experiment: Experiment, method: str, direction: Pair
-) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    stem = layout.counterfactuals(experiment.name, method, *direction)
-    return (
-        files.load_tensors(stem.with_suffix(".safetensors")),
-        pd.read_parquet(stem.with_suffix(".parquet")),
-    )
-
-
-def _need(tensors: dict[str, np.ndarray], name: str, figure: Figure, method: str) -> np.ndarray:
-    if name not in tensors:
-        raise UserError(
-            f"config/figures/{figure.name}.yaml: method {method} keeps no '{name}', which a figure "
-            f"of kind '{figure.kind}' needs; name another method"
-        )
-    return tensors[name]
-
-
-def _show(axes: Axes, image: np.ndarray) -> None:
-    """Draw an image (C, H, W) in [0, 1] without axes."""
-    if len(image) == 1:
-        axes.imshow(image[0], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    else:
-        axes.imshow(image.transpose(1, 2, 0).clip(0, 1), interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
 
 
 def _pick(table: pd.DataFrame, target: int, count: int) -> np.ndarray:
@@ -90,7 +65,7 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
     from counterlens.metrics.cout import insertion_steps
 
     method, direction = figure.methods[0], figure.directions[0]
-    tensors, table = _load(experiment, method, direction)
+    tensors, table = load_set(experiment, method, direction)
     stem = layout.metrics(experiment.name, method, *direction)
     curves = pd.read_parquet(stem.with_suffix(".parquet"))
     asked = [getattr(m, "steps", None) for m in experiment.metrics if m.kind == "cout"]
@@ -115,7 +90,7 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
         moments = np.unique(np.linspace(0, total, CURVE_IMAGES).round().astype(int))
         above, below = part.subfigures(2, 1, height_ratios=[1, 1.5])
         for axes, moment in zip(above.subplots(1, len(moments)), moments, strict=True):
-            _show(axes, np.where(order[None] <= moment, counterfactual, query))
+            show(axes, np.where(order[None] <= moment, counterfactual, query))
             axes.set_title(f"t = {moment}", fontsize=9, color=INK)
         axes = below.subplots()
         for role, label, color in (
@@ -141,9 +116,9 @@ def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
     method = figure.methods[0]
     changes: dict[str, list[np.ndarray]] = {}
     for direction in figure.directions:
-        tensors, _ = _load(experiment, method, direction)
-        before = _need(tensors, "latent", figure, method)
-        after = _need(tensors, "latent_counterfactual", figure, method)
+        tensors, _ = load_set(experiment, method, direction)
+        before = tensor_of(tensors, "latent", figure, method)
+        after = tensor_of(tensors, "latent_counterfactual", figure, method)
         pair = pair_name(experiment.pair_of(*direction))
         changes.setdefault(pair, []).append(np.abs(after - before))
     values = [np.concatenate(parts).mean(0) for parts in changes.values()]
@@ -172,8 +147,8 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
     method = figure.methods[0]
     strips: list[tuple[str, np.ndarray, list[float]]] = []
     for direction in figure.directions:
-        tensors, table = _load(experiment, method, direction)
-        path = _need(tensors, "path", figure, method)
+        tensors, table = load_set(experiment, method, direction)
+        path = tensor_of(tensors, "path", figure, method)
         for row in _pick(table.iloc[: len(path)], direction[1], figure.images):
             shown = np.concatenate([tensors["query"][row][None], path[row]])
             found = [float(value) for value in table["path_target_probability"].iloc[row]]
@@ -183,7 +158,7 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
     grid = drawing.subplots(len(strips), columns, squeeze=False)
     for axes_row, (name, shown, found) in zip(grid, strips, strict=True):
         for step, axes in enumerate(axes_row):
-            _show(axes, shown[step])
+            show(axes, shown[step])
             if step:
                 axes.set_xlabel(f"{found[step - 1]:.2f}", fontsize=8, color=TARGET)
         axes_row[0].set_ylabel(name, fontsize=9)
@@ -198,7 +173,7 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
     columns: list[tuple[str, list[np.ndarray], list[str]]] = []
     classes = experiment.dataset.classes
     for direction in figure.directions:
-        sets = {method: _load(experiment, method, direction) for method in figure.methods}
+        sets = {method: load_set(experiment, method, direction) for method in figure.methods}
         shared = set.intersection(*(set(table["image"].tolist()) for _, table in sets.values()))
         for image in sorted(shared)[: figure.images]:
             shown, said = [], []
@@ -220,7 +195,7 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
     grid = drawing.subplots(rows, len(columns), squeeze=False)
     for axes_column, (name, shown, said) in zip(grid.T, columns, strict=True):
         for axes, image, answer in zip(axes_column, shown, said, strict=True):
-            _show(axes, image)
+            show(axes, image)
             axes.set_xlabel(answer, fontsize=8)
         axes_column[0].set_title(name, fontsize=9)
     for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
@@ -233,9 +208,9 @@ def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
     method = figure.methods[0]
     rows: list[tuple[str, list[np.ndarray], list[str]]] = []
     for direction in figure.directions:
-        tensors, table = _load(experiment, method, direction)
-        path = _need(tensors, "path", figure, method)
-        positions = _need(tensors, "position", figure, method)
+        tensors, table = load_set(experiment, method, direction)
+        path = tensor_of(tensors, "path", figure, method)
+        positions = tensor_of(tensors, "position", figure, method)
         correct = np.flatnonzero((table["label"] == direction[0]).to_numpy()[: len(path)])
         for row in correct[: figure.images]:
             grid = tensors["path_position"][row]
@@ -257,7 +232,7 @@ def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
     axes_of = drawing.subplots(len(rows), len(titles), squeeze=False)
     for axes_row, (name, shown, said) in zip(axes_of, rows, strict=True):
         for axes, image, text in zip(axes_row, shown, said, strict=True):
-            _show(axes, image)
+            show(axes, image)
             axes.set_xlabel(text, fontsize=8, color=TARGET)
         axes_row[0].set_ylabel(name, fontsize=9)
     for axes, title in zip(axes_of[0], titles, strict=True):
@@ -283,9 +258,9 @@ def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
     targets: list[int] = []
     sources: list[int] = []
     for source, target in figure.directions:
-        tensors, table = _load(experiment, method, (source, target))
+        tensors, table = load_set(experiment, method, (source, target))
         kept = np.flatnonzero((table["label"] == source).to_numpy())[: figure.images]
-        stars.append(_need(tensors, "latent_counterfactual", figure, method)[kept])
+        stars.append(tensor_of(tensors, "latent_counterfactual", figure, method)[kept])
         targets += [target] * len(kept)
         sources += [source] * len(kept)
     reflected = np.concatenate(stars)
@@ -331,7 +306,7 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
     classes = experiment.dataset.classes
     rows: list[list[tuple[str, str, np.ndarray]]] = []
     for direction in figure.directions:
-        sets = {method: _load(experiment, method, direction) for method in figure.methods}
+        sets = {method: load_set(experiment, method, direction) for method in figure.methods}
         shared = set.intersection(
             *(set(table["image"][table["label"] == direction[0]]) for _, table in sets.values())
         )
@@ -362,7 +337,7 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
         drawing.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
     ):
         for axes, (title, text, image) in zip(axes_row, shown, strict=True):
-            _show(axes, image)
+            show(axes, image)
             axes.set_xlabel(text, fontsize=8)
             if shown is rows[0]:
                 axes.set_title(title.replace(": ", "\n"), fontsize=8)

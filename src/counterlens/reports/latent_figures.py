@@ -8,7 +8,7 @@ import numpy as np
 
 from counterlens.config import Experiment, Figure
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, figures
+from counterlens.reports import aggregate, drawing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -25,17 +25,17 @@ def draw_latents(figure: Figure, experiment: Experiment) -> Canvas:
     method = figure.methods[0]
     rows: list[tuple[str, list[np.ndarray]]] = []
     for direction in figure.directions:
-        tensors, _ = figures._load(experiment, method, direction)
-        latents = figures._need(tensors, "query_latent", figure, method)
+        tensors, _ = drawing.load_set(experiment, method, direction)
+        latents = drawing.tensor_of(tensors, "query_latent", figure, method)
         for query, latent in list(zip(tensors["query"], latents, strict=True))[: figure.images]:
             name = experiment.dataset.classes[direction[0]]
             rows.append((name, [query, *(grey(channel) for channel in latent)]))
     columns = len(rows[0][1])
-    canvas = figures._canvas(1.3 * columns, 1.4 * len(rows) + 0.3)
+    canvas = drawing.canvas(1.3 * columns, 1.4 * len(rows) + 0.3)
     grid = canvas.subplots(len(rows), columns, squeeze=False)
     for axes_row, (name, shown) in zip(grid, rows, strict=True):
         for axes, image in zip(axes_row, shown, strict=True):
-            figures._show(axes, image)
+            drawing.show(axes, image)
         axes_row[0].set_ylabel(name, fontsize=9)
     for place, axes in enumerate(grid[0]):
         axes.set_title(f"channel {place}" if place else "query", fontsize=9)
@@ -48,23 +48,23 @@ def draw_diversity(figure: Figure, experiment: Experiment) -> Canvas:
     sweep = getattr(experiment.methods[method], "sweep", ())
     parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
     for direction in figure.directions:
-        tensors, _ = figures._load(experiment, method, direction)
-        variants = figures._need(tensors, "variants", figure, method)
-        masks = figures._need(tensors, "variant_masks", figure, method)
+        tensors, _ = drawing.load_set(experiment, method, direction)
+        variants = drawing.tensor_of(tensors, "variants", figure, method)
+        masks = drawing.tensor_of(tensors, "variant_masks", figure, method)
         name = aggregate.direction_name(experiment, direction)
         for row in range(min(figure.images, len(variants))):
             parts.append((name, tensors["query"][row], variants[row], masks[row]))
     columns = 1 + len(sweep)
-    canvas = figures._canvas(1.3 * columns, 2.7 * len(parts) + 0.3)
+    canvas = drawing.canvas(1.3 * columns, 2.7 * len(parts) + 0.3)
     grid = canvas.subplots(2 * len(parts), columns, squeeze=False)
     for place, (name, query, variants, masks) in enumerate(parts):
         above, below = grid[2 * place], grid[2 * place + 1]
-        figures._show(above[0], query)
+        drawing.show(above[0], query)
         above[0].set_ylabel(name, fontsize=9)
         below[0].axis("off")
         for column, (variant, mask) in enumerate(zip(variants, masks, strict=True), start=1):
-            figures._show(above[column], variant)
-            figures._show(below[column], mask)
+            drawing.show(above[column], variant)
+            drawing.show(below[column], mask)
     grid[0][0].set_title("query", fontsize=9)
     for axes, threshold in zip(grid[0][1:], sweep, strict=True):
         axes.set_title(f"ξ = {threshold:g}", fontsize=9)
@@ -86,20 +86,20 @@ def draw_angle(figure: Figure, experiment: Experiment) -> Canvas:
     angles: list[np.ndarray] = []
     traces: list[np.ndarray] = []
     for method in methods:
-        found = [figures._load(experiment, method, d)[0] for d in figure.directions]
+        found = [drawing.load_set(experiment, method, d)[0] for d in figure.directions]
         angles.append(
-            np.concatenate([figures._need(each, "angle", figure, method) for each in found])
+            np.concatenate([drawing.tensor_of(each, "angle", figure, method) for each in found])
         )
         traces.append(np.concatenate([each["attack_probability"] for each in found]))
     if min(each.shape[1] for each in angles) == 0 or len({len(each) for each in angles}) > 1:
         raise UserError(
             f"config/figures/{figure.name}.yaml: the methods must make updates, of the same images"
         )
-    canvas = figures._canvas(11, 3.2)
+    canvas = drawing.canvas(11, 3.2)
     first, second, third = canvas.subplots(1, 3)
     starts = np.stack([each[:, 0] for each in angles], axis=1)
     first.plot(thresholds, starts.T, color="#9ca3af", lw=0.6, alpha=0.5)
-    first.plot(thresholds, starts.mean(axis=0), color=figures.TARGET, lw=2, marker="o")
+    first.plot(thresholds, starts.mean(axis=0), color=drawing.TARGET, lw=2, marker="o")
     first.set(xlabel="ξ", ylabel="angle at the first update in degrees", ylim=(0, 90))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(methods)))
     for threshold, angle, trace, colour in zip(thresholds, angles, traces, colours, strict=True):
