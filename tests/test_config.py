@@ -776,3 +776,36 @@ def test_unsuited_methods_are_skipped_with_their_reason(copied_project: Path) ->
     path.write_text(yaml.safe_dump(with_both), encoding="utf-8")
     with pytest.raises(UserError, match=r"skipped\.pgd: stands under 'methods', too"):
         load_experiment("digits", "small")
+
+
+@pytest.mark.parametrize(
+    ("generator", "method", "told"),
+    [
+        (
+            {"kind": "vae"},
+            {"kind": "steex"},
+            "'made' has no regions; name a generator of kind sean",
+        ),
+        ({"kind": "sean"}, {"kind": "steex", "regions": [8]}, "regions: 8, but 'made' has 0..7"),
+        (
+            {"kind": "sean", "segmentation": "strokes"},
+            {"kind": "steex", "regions": [0, 3]},
+            "regions: 3, but 'made' has 0..2",
+        ),
+        ({"kind": "sean"}, {"kind": "dive"}, "'made' decodes no latents"),
+        (
+            {"kind": "beta-tcvae", "latent_dim": 8},
+            {"kind": "dive", "explanations": 8},
+            "8 parts of a code cannot be made of the 8 dimensions of 'made'",
+        ),
+    ],
+)
+def test_generators_that_do_not_serve(
+    write, generator: dict[str, Any], method: dict[str, Any], told: str
+) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["generators"]["made"] = generator
+        e["methods"]["made"] = {**method, "generator": "made"}
+
+    message = error_of(write, changed(change))
+    assert message.startswith("methods.made: ") and told in message

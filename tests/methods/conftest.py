@@ -12,8 +12,9 @@ from counterlens import plugins
 from counterlens.classifiers.base import Classifier
 from counterlens.config import MethodOptions
 from counterlens.data.base import ImageSet
-from counterlens.generators.base import Generator
+from counterlens.generators.base import Generator, Training
 from counterlens.methods.base import Method, Task
+from counterlens.runtime.device import freeze
 
 CPU = torch.device("cpu")
 PAIR = (4, 9)
@@ -31,6 +32,8 @@ GENERATORS: dict[str, dict[str, Any]] = {
         "groups": 8,
     },
     "cem-autoencoder": {"kind": "cem-autoencoder", "width": 4},
+    "beta-tcvae": {"kind": "beta-tcvae", "width": 4, "latent_dim": 8},
+    "sean": {"kind": "sean", "segmentation": "strokes", "width": 4, "code_dim": 8},
 }
 CLASSIFIERS: dict[str, dict[str, Any]] = {
     "lenet": {"kind": "lenet"},
@@ -68,6 +71,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "lr": 0.01,
         "precision": "fp32",
     },
+    "dive": {"explanations": 3, "iterations": 6, "lr": 0.1, "batch_size": 12},
     "mirror-cfe": {
         "epochs": 2,
         "batch_size": 8,
@@ -95,6 +99,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "precision": "fp32",
     },
     "pgd": {"epsilon": 0.2, "step_size": 0.05, "steps": 4},
+    "steex": {"steps": 6, "lr": 0.1},
 }
 
 
@@ -158,6 +163,33 @@ def create(models) -> Callable[..., Method]:
         return plugins.create(
             "methods", options, Method, Task(classifier, generators, SHAPE, (PAIR,), CPU, seed)
         )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def on_trained(models, shapes) -> Callable[..., Method]:
+    """A method on a classifier that tells the pair apart and a generator trained on its images."""
+    made: dict[str, Generator] = {}
+
+    def train(name: str) -> Generator:
+        data = shapes(64, PAIR)
+        content = {**GENERATORS[name], "epochs": 24, "batch_size": 16, "lr": 0.01}
+        content |= {"precision": "fp32"}
+        options = plugins.options_class("generators", name).model_validate(content)
+        torch.manual_seed(3)
+        generator = plugins.create("generators", options, Generator, SHAPE)
+        generator.fit(Training(data.images, data.images, models["gap-resnet"], {}, CPU, 5))
+        freeze(generator, CPU)
+        return generator
+
+    def make(kind: str, name: str, **changes: Any) -> Method:
+        if name not in made:
+            made[name] = train(name)
+        content = {"kind": kind, **METHODS[kind], **changes}
+        options = plugins.options_class("methods", kind).model_validate(content)
+        task = Task(models["gap-resnet"], {name: made[name]}, SHAPE, (PAIR,), CPU, 7)
+        return plugins.create("methods", options, Method, task)
 
     return make
 
