@@ -24,8 +24,8 @@ from counterlens.generators.dcgan import initialise
 from counterlens.generators.dcgan_encoder import sum_of_means
 from counterlens.runtime.training import Checkpoint, History
 
-# no latents (test_diffusion.py), maps of them (test_latent_diffusion.py, test_stable_diffusion.py) or
-# of regions (test_sean.py); BigGAN is read, not trained (test_biggan.py)
+# no latents (test_diffusion.py), maps of them (test_latent_diffusion.py, test_stable_diffusion.py)
+# or codes of regions (test_sean.py); BigGAN is read, not trained (test_biggan.py)
 OTHERS = {"ddpm", "guided-diffusion", "latent-diffusion", "stable-diffusion", "sean", "biggan"}
 KINDS = [kind for kind in plugins.known("generators") if kind not in OTHERS]
 SHAPE = (1, 28, 28)

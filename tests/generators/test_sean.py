@@ -54,7 +54,7 @@ def test_shapes_and_ranges(segmentation: str, shape: tuple, count: int, make) ->
     assert ((layout == 0) | (layout == 1)).all() and (layout.sum(dim=1) == 1).all()
     codes = model.codes(x, layout)
     assert codes.shape == (count, regions, 6) and codes.isfinite().all()
-    drawn = model.draw(layout, codes)
+    drawn = model.synthesise(layout, codes)
     assert drawn.shape == x.shape and ((drawn >= 0) & (drawn <= 1)).all()
 
 
@@ -134,17 +134,17 @@ def test_the_decoder_sees_regions_and_codes_alone(make) -> None:
     x = torch.rand(2, *SHAPE)
     layout = model.layout(x)
     codes = model.codes(x, layout)
-    drawn = model.draw(layout, codes)
+    drawn = model.synthesise(layout, codes)
     model.encoder.requires_grad_(False).apply(
         lambda part: part.weight.data.zero_() if hasattr(part, "weight") else None
     )
-    assert torch.equal(model.draw(layout, codes), drawn)
+    assert torch.equal(model.synthesise(layout, codes), drawn)
     moved = codes.clone()
     moved[0, 1] += 1
-    other = model.draw(layout, moved)
+    other = model.synthesise(layout, moved)
     assert not torch.equal(other[0], drawn[0])
     torch.testing.assert_close(other[1], drawn[1])
-    assert not torch.allclose(model.draw(layout.flip(3), codes), drawn)
+    assert not torch.allclose(model.synthesise(layout.flip(3), codes), drawn)
 
 
 def test_the_code_of_an_absent_region_has_no_effect(make) -> None:
@@ -153,7 +153,7 @@ def test_the_code_of_an_absent_region_has_no_effect(make) -> None:
     codes = torch.randn(1, 4, 6)
     moved = codes.clone()
     moved[:, 1:] += 3
-    torch.testing.assert_close(model.draw(layout, moved), model.draw(layout, codes))
+    torch.testing.assert_close(model.synthesise(layout, moved), model.draw(layout, codes))
 
 
 def test_training_is_repeatable_and_resumed(

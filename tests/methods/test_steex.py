@@ -25,7 +25,7 @@ def test_the_loss_by_hand(create, shapes) -> None:
     target = torch.tensor([9, 4, 9])
     found = method.losses(layout, codes, before, target)
     for image in range(3):
-        drawn = method.sean.draw(layout[image : image + 1], codes[image : image + 1])
+        drawn = method.sean.synthesise(layout[image : image + 1], codes[image : image + 1])
         answers = method.task.classifier(drawn).softmax(dim=1)[0]
         squares = sum(
             float((codes[image, region] - before[image, region]).square().sum())
@@ -49,14 +49,14 @@ def test_the_steps_are_adam_s_and_there_are_all_of_them(create, shapes) -> None:
     codes = before.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([codes], 0.05)
     for _ in range(7):
-        logits = method.task.classifier(method.sean.draw(layout, codes))
+        logits = method.task.classifier(method.sean.synthesise(layout, codes))
         distance = 0.3 * 64 * (codes - before).square().sum()
         loss = functional.cross_entropy(logits, target, reduction="sum") + distance
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     with torch.no_grad():
-        expected = method.sean.draw(layout, codes)
+        expected = method.sean.synthesise(layout, codes)
     torch.testing.assert_close(ask(method, data).counterfactual, expected, rtol=1e-3, atol=1e-4)
 
 
@@ -87,7 +87,7 @@ def test_it_finds_counterfactuals(on_trained, shapes) -> None:
     assert answer.found.float().mean() >= 0.4
     layout = method.sean.layout(data.images)
     with torch.no_grad():
-        drawn = method.sean.draw(layout, method.sean.codes(data.images, layout))
+        drawn = method.sean.synthesise(layout, method.sean.codes(data.images, layout))
         before, after = (
             functional.cross_entropy(classifier(images), target, reduction="none")
             for images in (drawn, answer.counterfactual)

@@ -232,7 +232,7 @@ class SEAN(Generator):
         total = torch.einsum("ndhw,nrhw->nrd", style, share.to(style.dtype))
         return total / share.sum(dim=(2, 3))[:, :, None].clamp(min=1e-6)
 
-    def draw(self, layout: Tensor, codes: Tensor) -> Tensor:
+    def synthesise(self, layout: Tensor, codes: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] of regions (N, R, H, W) and codes (N, R, d)."""
         return (self.decoder(layout, codes) + 1) / 2
 
@@ -244,7 +244,7 @@ class SEAN(Generator):
         for part in x.split(256):
             part = part.to(device)
             layout = self.layout(part)
-            found.append(self.draw(layout, self.codes(part, layout)).cpu())
+            found.append(self.synthesise(layout, self.codes(part, layout)).cpu())
         return torch.cat(found)
 
     def fit(self, training: Training) -> History:
@@ -281,7 +281,7 @@ class SEAN(Generator):
                     x = torch.where(mirrored, x.flip(3), x)
                     layout = torch.where(mirrored, layout.flip(3), layout)
                 with autocast(device, options.precision):
-                    found = self.draw(layout, self.codes(x, layout)).float()
+                    found = self.synthesise(layout, self.codes(x, layout)).float()
                 pixels = 2 * (x - found).abs().mean()
                 losses, loss = {"pixels": pixels.detach()}, pixels
                 if critic is not None and for_critic is not None:
@@ -324,7 +324,8 @@ class SEAN(Generator):
         self.mean[-2:] = 0
         scaled = (features - self.mean.cpu()) / self.deviation.cpu()
         state = derive_seed(seed, "clusters") % 2**32
-        means = KMeans(self.regions, n_init=2, random_state=state).fit(scaled.numpy())
+        clustering = KMeans(self.regions, n_init=2, random_state=state)  # pyright: ignore[reportArgumentType]
+        means = clustering.fit(scaled.numpy())
         self.centroids.copy_(torch.from_numpy(means.cluster_centers_))
 
     def quality(self, training: Training) -> Quality:

@@ -87,7 +87,7 @@ class STEEX(Method):
             codes.grad = gradient * self.free
             optimizer.step()
         with torch.inference_mode():
-            found = self.sean.draw(layout, codes).clamp(0, 1)
+            found = self.sean.synthesise(layout, codes).clamp(0, 1)
             flipped = self.task.classifier(found).argmax(dim=1) == target
             regions = layout.argmax(dim=1, keepdim=True).float()
             change = (codes - before).norm(dim=2)
@@ -95,7 +95,7 @@ class STEEX(Method):
 
     def losses(self, layout: Tensor, codes: Tensor, before: Tensor, target: Tensor) -> Tensor:
         """Of each image (N,): cross-entropy and squared distance of the codes (N, R, d)."""
-        logits = self.task.classifier(self.sean.draw(layout, codes))
+        logits = self.task.classifier(self.sean.synthesise(layout, codes))
         weight = self.options.distance * PAPER_CODE_DIM / self.sean.code_dim
         distance = (codes - before).square().sum(dim=(1, 2))
         return functional.cross_entropy(logits, target, reduction="none") + weight * distance
