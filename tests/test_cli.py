@@ -194,7 +194,7 @@ def test_a_stage_on_a_device(
             "fit --method dream --scope 4-9",
             "--method dream: the experiment digits has none of that",
         ),
-        ("metrics --method dream --source 4 --target 9", "cecas, pgd, original-data"),
+        ("metrics --method dream --source 4 --target 9", "cve, original-data"),
         ("generator --generator gan --scope 4-9", "--generator gan: "),
         ("oracle --oracle judge", "--oracle judge: "),
         ("animations --method c3lt --pair 4_9", "'4_9' is not a pair; write two class indices"),

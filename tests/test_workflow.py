@@ -366,6 +366,8 @@ def test_inputs_of_the_generators_and_methods_of_digits(project: Workflow) -> No
         f"{models}/ddpm/all-classes/model.safetensors",
         f"{models}/cem-autoencoder/all-classes/model.safetensors",
         f"{models}/ddpm/all-classes/diffusers/model_index.json",
+        f"{models}/beta-tcvae/all-classes/model.safetensors",
+        f"{models}/sean/all-classes/model.safetensors",
         f"{models}/encoder/3-8/model.safetensors",
         f"{models}/encoder/4-9/model.safetensors",
         f"{models}/latent-diffusion/all-classes/model.safetensors",

@@ -17,6 +17,7 @@ from counterlens.runtime.seeding import image_generators
 from counterlens.runtime.training import load_model, save_model
 
 KINDS = plugins.known("methods")
+EPOCHS = {"cve": 1}  # nothing is optimised: its one epoch keeps images
 
 
 @dataclass
@@ -190,8 +191,7 @@ def test_training(kind: str, create, shapes, queries: Queries, tmp_path: Path, s
         return
     images = data.images.clone()
     history = made.fit(data)
-    epochs = getattr(made.options, "epochs", 1)  # one, where nothing is optimised
-    assert [row["epoch"] for row in history] == list(range(1, epochs + 1))
+    assert [row["epoch"] for row in history] == list(range(1, EPOCHS.get(kind, 2) + 1))
     assert torch.equal(data.images, images) and states() == before
     module = made.trained()
     assert isinstance(module, nn.Module)

@@ -23,6 +23,7 @@ def parameters(module: torch.nn.Module) -> int:
 
 
 def test_architectures() -> None:
+    torch.manual_seed(1)
     x = torch.rand(2, 1, 28, 28)
     layers = 784 * 128 + 128 + 128 * 64 + 64 + 64 * 128 + 128 + 128 * 784 + 784
     assert parameters(fc64((1, 28, 28))) == layers

@@ -13,7 +13,7 @@ from PIL import Image
 from counterlens import layout
 from counterlens.config import Figure, MetricOptions
 from counterlens.errors import UserError
-from counterlens.reports import figures, inputs
+from counterlens.reports import drawing, figures, inputs
 from counterlens.runtime import files
 
 Make = Callable[..., Any]
@@ -119,7 +119,7 @@ def test_a_path_figure_shows_correct_queries_at_their_first_flip(
     shown: list[np.ndarray] = []
     monkeypatch.setattr(figures, "show", lambda axes, image: shown.append(image))
     figures.write(figure("path", methods=["mirror-cfe"], directions=[(4, 9)]), made.experiment)
-    tensors, _ = figures._load(made.experiment, "mirror-cfe", (4, 9))
+    tensors, _ = drawing.load_set(made.experiment, "mirror-cfe", (4, 9))
     assert len(shown) == 2 * 8  # two queries, and no error of the classifier among them
     for number, row in enumerate((2, 3)):
         query, *steps, change = shown[8 * number : 8 * number + 8]
@@ -183,7 +183,7 @@ def test_latent_change_is_the_mean_over_both_directions(
     figures.write(figure("latent-change"), made.experiment)
     both = []
     for direction in ((4, 9), (9, 4)):
-        tensors, _ = figures._load(made.experiment, "c3lt", direction)
+        tensors, _ = drawing.load_set(made.experiment, "c3lt", direction)
         both.append(np.abs(tensors["latent_counterfactual"] - tensors["latent"]).mean(0))
     assert len(drawn[0]) == 1
     np.testing.assert_allclose(drawn[0][0], np.mean(both, axis=0), rtol=1e-5)
