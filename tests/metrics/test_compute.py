@@ -164,7 +164,7 @@ def test_paired_metrics_of_an_unpaired_set_say_why_they_are_missing(
     cf = make_set(random_set(12).counterfactual)
     summary, table = compute.evaluate(cf, [options_of(kind) for kind in CONFIGURED], context)
     missing = {"proximity", "proximity_pm1", "cout", "aupc_source", "aupc_target", "lpips_oracle"}
-    missing |= {"s3_oracle", "mnac_oracle"}
+    missing |= {"s3_oracle", "mnac_oracle", "l1_norm", "l2_norm"}
     missing |= {"feature_error", "confidence_error", "confidence_divergence"}
     assert set(summary["not_available"]) == missing
     assert missing.isdisjoint(table) and missing.isdisjoint(summary["per_image"])
