@@ -72,7 +72,7 @@ def test_the_outputs_of_every_job_are_recorded(shipped: Project) -> None:
 
 @pytest.mark.parametrize("name", ["table_c3lt_1_mnist", "table_c3lt_2_digits", "figure_c3lt_9"])
 def test_a_stage_makes_what_it_needs_and_nothing_else(shipped: Project, name: str) -> None:
-    """A stage of a generator or method has all of its pairs, also those a table or figure leaves out.
+    """A stage of a generator or method has all of its pairs, also those that a report leaves out.
 
     The one stage of pretrained weights has all of them.
     """
