@@ -22,7 +22,7 @@ if [[ $kept == no ]]; then
     "$uv" venv --quiet --clear --python "$python" .venv
 fi
 export VIRTUAL_ENV="$PWD/.venv"
-"$uv" pip sync --require-hashes envs/requirements.lock
+"$uv" pip sync --compile-bytecode --require-hashes envs/requirements.lock
 "$uv" pip install --quiet --no-deps --no-build-isolation --editable .
 printf '%s\n' "$state" > "$stamp"
 echo "setup: .venv is ready"

@@ -20,7 +20,8 @@ def setup(threads: int) -> torch.device:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_flush_denormal(True)  # worker threads inherit it, so before there are any
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    # as use_deterministic_algorithms, which first spends seconds on importing the compiler
+    torch.set_deterministic_debug_mode("error")
     # Deterministic mode would also fill every new tensor, which costs time and changes nothing.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010
     torch.backends.cudnn.benchmark = False
