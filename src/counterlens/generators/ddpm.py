@@ -91,7 +91,7 @@ class DDPM(Diffusion):
         left, right, above, below = self.padding
         padded = functional.pad(v, self.padding, mode="replicate") if any(self.padding) else v
         with autocast(v.device, self.options.precision):
-            noise = self.unet(padded, step).sample.float()
+            noise = self.unet(padded.contiguous(), step).sample.float()
         height, width = noise.shape[2:]
         return noise[:, :, above : height - below, left : width - right], None
 

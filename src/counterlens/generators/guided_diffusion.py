@@ -102,7 +102,7 @@ class GuidedDiffusion(Diffusion):
 
     def predict(self, v: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         with autocast(v.device, self.options.precision):
-            found = self.unet(v, step).sample.float()
+            found = self.unet(v.contiguous(), step).sample.float()
         noise, place = found.chunk(2, dim=1)
         return noise, (place + 1) / 2
 

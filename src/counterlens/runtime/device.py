@@ -72,8 +72,14 @@ def fold_normalisation(layers: nn.Sequential) -> None:
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
-    """Move to the device, with convolutions channels-last."""
+    """Move to the device, with convolutions channels-last where that is faster.
+
+    A CPU normalises groups of channels-last maps at half the speed, so a network that does so
+    stays as it is there.
+    """
     module.to(device)
+    if device.type == "cpu" and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
+        return module
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.ndim == 4:  # Module.to would refuse one of five
             tensor.data = tensor.data.to(memory_format=torch.channels_last)

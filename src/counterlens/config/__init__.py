@@ -1,0 +1,82 @@
+"""Typed model of every YAML file under `config/`; one clear error per mistake.
+
+Nothing here imports torch: the workflow validates every experiment before any job starts.
+"""
+
+from counterlens.config.experiment import (
+    ALL_CLASSES,
+    ALL_PAIRS,
+    ORIGINAL_DATA,
+    Evaluation,
+    Experiment,
+    Scale,
+    pair_name,
+    parse_pair,
+)
+from counterlens.config.files import CONFIG_DIR, merge, read_yaml
+from counterlens.config.load import dataset_options, load_experiment
+from counterlens.config.options import (
+    ClassifierOptions,
+    Column,
+    DatasetOptions,
+    GeneratorOptions,
+    Identifier,
+    MethodOptions,
+    MetricOptions,
+    Model,
+    Options,
+    OracleOptions,
+    Pair,
+    Ratio,
+    latents_differ,
+)
+from counterlens.config.project import Project, load_project
+from counterlens.config.reports import (
+    Claim,
+    Figure,
+    Row,
+    Table,
+    figure_names,
+    load_figure,
+    load_table,
+    table_names,
+)
+
+__all__ = [
+    "ALL_CLASSES",
+    "ALL_PAIRS",
+    "CONFIG_DIR",
+    "ORIGINAL_DATA",
+    "Claim",
+    "ClassifierOptions",
+    "Column",
+    "DatasetOptions",
+    "Evaluation",
+    "Experiment",
+    "Figure",
+    "GeneratorOptions",
+    "Identifier",
+    "MethodOptions",
+    "MetricOptions",
+    "Model",
+    "Options",
+    "OracleOptions",
+    "Pair",
+    "Project",
+    "Ratio",
+    "Row",
+    "Scale",
+    "Table",
+    "dataset_options",
+    "figure_names",
+    "latents_differ",
+    "load_experiment",
+    "load_figure",
+    "load_project",
+    "load_table",
+    "merge",
+    "pair_name",
+    "parse_pair",
+    "read_yaml",
+    "table_names",
+]
