@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import yaml
 
-from counterlens import layout, plugins, workflow
+from counterlens import code_inputs, layout, plugins, workflow
 from counterlens.config import ORIGINAL_DATA
 from counterlens.errors import UserError
+from counterlens.plugins import PACKAGE
 from counterlens.reports import inputs
-from counterlens.workflow import PACKAGE, Workflow
+from counterlens.workflow import Workflow
 
 RULES = "\n".join(
     path.read_text(encoding="utf-8") for path in sorted(PACKAGE.parents[1].glob("rules/*.smk"))
@@ -102,9 +103,9 @@ def test_the_code_inputs_of_all_rules_cover_the_package(project: Workflow) -> No
     for section in plugins.NOT_PLUGINS:
         for kind in plugins.known(section):
             if (section, kind) not in used:
-                covered |= set(workflow.code(plugins.source_file(section, kind)))
+                covered |= set(code_inputs.code(plugins.source_file(section, kind)))
     # the stage of classifiers that are trained already, which no shipped experiment has
-    covered |= set(workflow.code(PACKAGE / "classifiers" / "adopt.py"))
+    covered |= set(code_inputs.code(PACKAGE / "classifiers" / "adopt.py"))
     files = {
         str(SOURCES / path.relative_to(PACKAGE))
         for path in PACKAGE.rglob("*")
@@ -159,7 +160,7 @@ def test_pgd_needs_no_generator(project: Workflow) -> None:
 
 
 def test_control_modules_are_inputs_of_the_reports_alone(project: Workflow) -> None:
-    control = {str(SOURCES / f"{name}.py") for name in workflow.CONTROL}
+    control = {str(SOURCES / f"{name}.py") for name in code_inputs.CONTROL}
     assert all(Path(name).is_file() for name in control)
     for wildcards in jobs(project):
         for name in of_this_job(wildcards, code_functions()):
@@ -174,12 +175,12 @@ def test_a_user_s_own_method_brings_what_it_imports(
 ) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def f():\n    from counterlens.runtime import images\n")
-    found = workflow.code(mine)
+    found = code_inputs.code(mine)
     assert str(mine) in found
     assert str(SOURCES / "runtime/images.py") in found
     assert str(SOURCES / "runtime/files.py") in found  # which that imports in turn
     monkeypatch.chdir(tmp_path)
-    assert "mine.py" in workflow.code(mine)
+    assert "mine.py" in code_inputs.code(mine)
 
 
 # Settings

@@ -5,15 +5,14 @@ Torch-free. Every method that takes `wildcards` is an input or parameter functio
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from counterlens import layout, plugins
+from counterlens.code_inputs import CONTROL, closure, code, relative
 from counterlens.config import (
     ALL_CLASSES,
     ALL_PAIRS,
@@ -33,80 +32,8 @@ from counterlens.config import (
 )
 from counterlens.errors import UserError
 from counterlens.generators.diffusion_options import DiffusionOptions
+from counterlens.plugins import PACKAGE
 from counterlens.reports import inputs
-
-PACKAGE = plugins.PACKAGE
-CONTROL = (
-    "__init__",
-    "__main__",
-    "bench",
-    "bench_references",
-    "cli",
-    "config/__init__",
-    "config/checks",
-    "config/experiment",
-    "config/files",
-    "config/load",
-    "config/options",
-    "config/project",
-    "config/reports",
-    "errors",
-    "layout",
-    "plugins",
-    "workflow",
-    "runtime/__init__",
-    "runtime/gpu_slots",
-    "runtime/progress",
-    "runtime/stopwatch",
-)
-"""Modules that decide which job runs with which settings, and shape no result besides: their
-effect reaches a job through its parameters and inputs, so they are inputs of the reports alone."""
-
-
-@cache
-def imports(path: Path) -> frozenset[Path]:
-    """The package's files that a file imports, anywhere in it, and the YAML it names beside it."""
-    found: set[Path] = set()
-    if path.suffix != ".py":
-        return frozenset()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml"):
-            beside = path.with_name(Path(str(node.value)).name)
-            found |= {beside} if beside.is_file() else set()
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        for name in names:
-            if name.split(".")[0] == PACKAGE.name:
-                file = PACKAGE.parent / Path(*name.split("."))
-                found |= {p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()}
-    return frozenset(found)
-
-
-@cache
-def closure(paths: frozenset[Path]) -> frozenset[Path]:
-    """The files and all of the package that they import, however far."""
-    found: set[Path] = set()
-    waiting = set(paths)
-    while waiting:
-        path = waiting.pop()
-        found.add(path)
-        waiting |= imports(path) - found
-    return frozenset(found)
-
-
-def code(*paths: Path) -> list[str]:
-    """Source files a job runs, less the control modules, relative to the project folder."""
-    control = {PACKAGE / f"{name}.py" for name in CONTROL}
-    return [relative(path) for path in sorted(closure(frozenset(paths)) - control)]
-
-
-def relative(path: Path) -> str:
-    """A path as Snakemake should print and record it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 class Workflow:
