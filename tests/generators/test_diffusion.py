@@ -319,11 +319,11 @@ def test_options_that_cannot_be(wrong: dict[str, Any], told: str) -> None:
 
 def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = small()
+    model = small(precision="fp32")
     folder = layout.generator("toy", "ddpm", "all-classes")
     save_model(folder / "model.safetensors", model)
     experiment: Any = SimpleNamespace(name="toy")
-    monkeypatch.setattr(export.base, "create", lambda *_: small())
+    monkeypatch.setattr(export.base, "create", lambda *_: small(precision="fp32"))
     written = []
     for _ in range(2):
         export.run(experiment, "ddpm", "all-classes")
@@ -349,3 +349,12 @@ def test_noising_keeps_the_variance() -> None:
     assert v.var().item() == pytest.approx(0.36, abs=0.03)
     assert level.beta == pytest.approx(0.2)
     assert level.least_variance == pytest.approx(0.2 * 0.2 / 0.36)
+
+
+def test_the_layout_of_the_images_does_not_matter() -> None:
+    model = DDPM(Options(kind="ddpm", channels=(8, 8), steps=50), (3, 8, 8))
+    freeze(model, torch.device("cpu"))
+    v = torch.randn(2, 3, 8, 8)
+    other = v.contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        assert torch.equal(model.predict(v, 30)[0], model.predict(other, 30)[0])

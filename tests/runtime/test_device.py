@@ -64,3 +64,10 @@ x = torch.full((1 << 22,), 1e-30)
 assert not (x * 1e-12).any()  # 1e-42 is denormal; the work is shared between both threads
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_normalises_groups_stays_contiguous_on_a_cpu() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(2, 8))
+    freeze(module, CPU)
+    assert module[0].weight.is_contiguous()
+    assert not module[0].weight.is_contiguous(memory_format=torch.channels_last)

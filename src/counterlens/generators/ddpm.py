@@ -7,6 +7,7 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -53,6 +54,7 @@ class Options(DiffusionOptions):
     warm_up: int = Field(default=200, ge=0)
     ema: float = Field(default=0.999, ge=0, lt=1)
     flip: bool = False
+    precision: Literal["fp32", "bf16"] = "bf16"
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Channels come in groups of eight."""

@@ -25,7 +25,7 @@ class DiffusionOptions(GeneratorOptions):
     decodes: ClassVar[bool] = False
 
     steps: int = Field(default=1000, ge=50)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16"] = "fp32"
     filter_schedule: int = Field(default=50, ge=2)
     filter_steps: int = Field(default=5, gt=0)
     least_class_kept: float = 0.95
