@@ -15,6 +15,7 @@ from counterlens.classifiers.base import Classifier
 from counterlens.config import ALL_CLASSES, Experiment, GeneratorOptions, pair_name
 from counterlens.runtime.device import freeze
 from counterlens.runtime.quality import Quality
+from counterlens.runtime.seeding import generator
 from counterlens.runtime.training import Checkpoint, History, load_model
 
 
@@ -140,6 +141,19 @@ def reconstruction_quality(
     return Quality(
         values, at_least={"class_kept": least_class_kept}, at_most={"reconstruction_l1": most_l1}
     )
+
+
+@torch.inference_mode()
+def samples(model: Generator, count: int, training: Training) -> Tensor:
+    """`count` decoded latents drawn from N(0, I), on the CPU."""
+    z = torch.randn(count, model.latent_dim, generator=generator(training.seed))
+    return torch.cat([model.decode(part.to(training.device)).cpu() for part in z.split(256)])
+
+
+def autoencoder_sheet(model: Generator, training: Training) -> Tensor:
+    """Two rows of test images, two of their reconstructions, four of samples."""
+    x = training.test_images[:: max(1, len(training.test_images) // 16)][:16]
+    return torch.cat([x, reconstructions(model, model, x), samples(model, 32, training)])
 
 
 def sample_quality(samples: Tensor, training: Training) -> Quality:

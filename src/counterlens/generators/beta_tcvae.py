@@ -23,6 +23,7 @@ from counterlens.generators.base import (
     Generator,
     Quality,
     Training,
+    autoencoder_sheet,
     reconstruction_quality,
     reconstructions,
 )
@@ -249,12 +250,7 @@ class BetaTCVAE(Generator):
         )
 
     def sheet(self, training: Training) -> Tensor:
-        """Two rows of test images, two of their reconstructions, four of samples."""
-        x = training.test_images[:: max(1, len(training.test_images) // 16)][:16]
-        z = torch.randn(32, self.latent_dim, generator=generator(training.seed))
-        with torch.inference_mode():
-            drawn = self.decode(z.to(training.device)).cpu()
-        return torch.cat([x, reconstructions(self, self, x), drawn])
+        return autoencoder_sheet(self, training)
 
 
 def halved(size: tuple[int, int]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.base import Generator, Training, sample_quality
+from counterlens.generators.base import Generator, Training, sample_quality, samples
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
@@ -97,18 +97,12 @@ class DCGAN(Generator):
         self.eval()
         return history
 
-    @torch.inference_mode()
-    def samples(self, count: int, training: Training) -> Tensor:
-        """`count` decoded latents drawn from N(0, I)."""
-        z = torch.randn(count, self.latent_dim, generator=generator(training.seed))
-        return torch.cat([self.decode(part.to(training.device)).cpu() for part in z.split(256)])
-
     def quality(self, training: Training) -> Quality:
         """Share of samples the classifier is sure of, and how evenly they cover the classes."""
-        return sample_quality(self.samples(1024, training), training)
+        return sample_quality(samples(self, 1024, training), training)
 
     def sheet(self, training: Training) -> Tensor:
-        return self.samples(64, training)
+        return samples(self, 64, training)
 
 
 def decoder(latent_dim: int, width: int, channels: int) -> nn.Sequential:

@@ -20,7 +20,7 @@ from counterlens.classifiers.train import shift
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
-from counterlens.oracles.base import Fitted, TrainedOracle
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
 from counterlens.runtime.device import autocast, freeze, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (
@@ -157,21 +157,12 @@ class Attributes(TrainedOracle):
         }
         return Fitted(history, card)
 
-    @torch.inference_mode()
     def answers(self, images: Tensor, batch_size: int = 512) -> Tensor:
         """Which attributes images have: (N, C, H, W) uint8 to bool (N, A) on the CPU."""
         if self.model is None:
             raise ValueError("the attribute model is neither trained nor loaded")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, not {images.dtype}")
         device = next(self.model.parameters()).device
-        found = [
-            self.model(
-                (part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-            )
-            for part in images.split(batch_size)
-        ]
-        return torch.cat(found).cpu() > 0
+        return answers_to_bytes(self.model, images, device, batch_size) > 0
 
     def save(self) -> None:
         if self.model is None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from counterlens import layout, plugins
 from counterlens.config import Experiment
 from counterlens.data.base import ImageSet
 from counterlens.runtime.training import Checkpoint, History
 
-__all__ = ["Fitted", "Oracle", "TrainedOracle", "create", "load"]
+__all__ = ["Fitted", "Oracle", "TrainedOracle", "answers_to_bytes", "create", "load"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,24 @@ class TrainedOracle(Oracle):
     @abstractmethod
     def save(self) -> None:
         """Write `model_file`."""
+
+
+@torch.inference_mode()
+def answers_to_bytes(
+    network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch_size: int
+) -> Tensor:
+    """A network's answers, on the CPU, to images (N, C, H, W) of uint8 that it sees in [0, 1].
+
+    Raises:
+        ValueError: the images are not uint8.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images must be uint8, not {images.dtype}")
+    found = [
+        network((part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).cpu()
+        for part in images.split(batch_size)
+    ]
+    return torch.cat(found)
 
 
 def create(experiment: Experiment, name: str) -> Oracle:

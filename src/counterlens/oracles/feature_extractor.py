@@ -17,7 +17,7 @@ from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as training
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
-from counterlens.oracles.base import Fitted, TrainedOracle
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze
 from counterlens.runtime.training import Checkpoint, load_model, save_model
@@ -65,21 +65,12 @@ class FeatureExtractor(TrainedOracle):
         accuracy = (predicted == test_set.labels).double().mean().item()
         return Fitted(history, {"test_accuracy": accuracy, "test_images": len(test_set)})
 
-    @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 1024) -> Tensor:
         """(N, C, H, W) uint8 to (N, D) float32 on the CPU."""
         if self.model is None:
             raise ValueError("the feature extractor is neither trained nor loaded")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, not {images.dtype}")
         device = next(self.model.parameters()).device
-        found = [
-            self.model.embedding(
-                (part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-            ).cpu()
-            for part in images.split(batch_size)
-        ]
-        return torch.cat(found)
+        return answers_to_bytes(self.model.embedding, images, device, batch_size)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Answers (N, classes) on the CPU of the second classifier to images in [0, 1]."""

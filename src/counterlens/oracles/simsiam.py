@@ -17,7 +17,7 @@ from counterlens.classifiers.gap_resnet import GapResNet
 from counterlens.classifiers.gap_resnet import Options as NetworkOptions
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
-from counterlens.oracles.base import Fitted, TrainedOracle
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
 from counterlens.runtime import files
 from counterlens.runtime.device import autocast, freeze, place
 from counterlens.runtime.quality import Quality
@@ -179,21 +179,12 @@ class SimSiam(TrainedOracle):
         )
         return Fitted(history, {"quality": quality.values, "gates": quality.gates()})
 
-    @torch.inference_mode()
     def features(self, images: Tensor, batch_size: int = 512) -> Tensor:
         """(N, C, H, W) uint8 to projections (N, dim) float32 on the CPU."""
         if self.model is None:
             raise ValueError("the encoder is neither trained nor loaded")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be uint8, not {images.dtype}")
         device = next(self.model.parameters()).device
-        found = [
-            self.model(
-                (part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)
-            ).cpu()
-            for part in images.split(batch_size)
-        ]
-        return torch.cat(found)
+        return answers_to_bytes(self.model, images, device, batch_size)
 
     def save(self) -> None:
         if self.model is None:
