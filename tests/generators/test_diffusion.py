@@ -319,11 +319,11 @@ def test_options_that_cannot_be(wrong: dict[str, Any], told: str) -> None:
 
 def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    model = small(precision="fp32")
+    model = small().eval()
     folder = layout.generator("toy", "ddpm", "all-classes")
     save_model(folder / "model.safetensors", model)
     experiment: Any = SimpleNamespace(name="toy")
-    monkeypatch.setattr(export.base, "create", lambda *_: small(precision="fp32"))
+    monkeypatch.setattr(export.base, "create", lambda *_: small())
     written = []
     for _ in range(2):
         export.run(experiment, "ddpm", "all-classes")

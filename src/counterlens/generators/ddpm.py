@@ -42,6 +42,7 @@ class Options(DiffusionOptions):
         warm_up: steps in which the learning rate rises; it then falls to a tenth.
         ema: decay of the moving average of the weights.
         flip: mirror every second training image, for classes that look the same mirrored.
+        precision: of the training.
     """
 
     channels: tuple[int, ...] = Field(default=(32, 64, 64), min_length=1)
@@ -92,7 +93,9 @@ class DDPM(Diffusion):
     def predict(self, v: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor | None]:
         left, right, above, below = self.padding
         padded = functional.pad(v, self.padding, mode="replicate") if any(self.padding) else v
-        with autocast(v.device, self.options.precision):
+        options = self.options
+        precision = options.precision if self.training else options.explanation_precision
+        with autocast(v.device, precision):
             noise = self.unet(padded.contiguous(), step).sample.float()
         height, width = noise.shape[2:]
         return noise[:, :, above : height - below, left : width - right], None

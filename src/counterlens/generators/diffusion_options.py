@@ -15,7 +15,8 @@ class DiffusionOptions(GeneratorOptions):
 
     Attributes:
         steps: length of the noise schedule, linear in beta.
-        precision: of the network's passes.
+        explanation_precision: of the passes of explanations; in bfloat16 an image's answer depends
+            a little on the images beside it.
         filter_schedule, filter_steps: the filter that the quality gate and the sheet try; the
             methods choose their own.
         least_class_kept: share of test images whose class must survive that filter.
@@ -25,7 +26,7 @@ class DiffusionOptions(GeneratorOptions):
     decodes: ClassVar[bool] = False
 
     steps: int = Field(default=1000, ge=50)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    explanation_precision: Literal["fp32", "bf16"] = "fp32"
     filter_schedule: int = Field(default=50, ge=2)
     filter_steps: int = Field(default=5, gt=0)
     least_class_kept: float = 0.95

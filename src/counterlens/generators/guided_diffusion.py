@@ -101,7 +101,7 @@ class GuidedDiffusion(Diffusion):
                 module.heads = options.heads
 
     def predict(self, v: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
-        with autocast(v.device, self.options.precision):
+        with autocast(v.device, self.options.explanation_precision):
             found = self.unet(v.contiguous(), step).sample.float()
         noise, place = found.chunk(2, dim=1)
         return noise, (place + 1) / 2
