@@ -70,7 +70,9 @@ def test_the_outputs_of_every_job_are_recorded(shipped: Project) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["table_c3lt_1_mnist", "table_c3lt_2_fashion_mnist", "figure_c3lt_9"])
+@pytest.mark.parametrize(
+    "name", ["table_c3lt_1_mnist", "table_c3lt_2_fashion_mnist", "figure_c3lt_9"]
+)
 def test_a_stage_makes_what_it_needs_and_nothing_else(shipped: Project, name: str) -> None:
     """A stage of a generator or method has all of its pairs, also those that a report leaves out.
 
