@@ -8,8 +8,9 @@ MAKEFLAGS += --no-print-directory
 
 # Processor cores and GPUs that one workflow run may use.
 CORES ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
-# Without a GPU the counter stands for the jobs that may run side by side on the CPU.
-GPU ?= $(shell nvidia-smi -L 2>/dev/null | grep -c . | grep -v '^0$$' || echo $(CORES))
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c . | grep -v '^0$$')
+# Without a GPU the counter stands for the jobs that run side by side on the CPU, one thread each.
+GPU ?= $(or $(GPUS),$(CORES))
 # Further words for Snakemake, e.g. ARGS="--dry-run".
 ARGS ?=
 # Further words for pytest, e.g. PYTEST_ARGS="tests/runtime -x".
@@ -20,7 +21,7 @@ PRUNE_TARGETS ?= all demo
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 # The target stands first: Snakemake's --resources takes every word that follows it.
-RUN = snakemake $(1) --cores $(CORES) --resources gpu=$(GPU) $(ARGS)
+RUN = snakemake $(1) --cores $(CORES) --resources gpu=$(GPU) $(if $(GPUS),,--config threads=1) $(ARGS)
 
 .PHONY: help
 help: ## list these targets
