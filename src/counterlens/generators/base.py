@@ -144,16 +144,16 @@ def reconstruction_quality(
 
 
 @torch.inference_mode()
-def samples(model: Generator, count: int, training: Training) -> Tensor:
-    """`count` decoded latents drawn from N(0, I), on the CPU."""
+def draw_samples(model: Generator, count: int, training: Training) -> Tensor:
+    """Decoded latents drawn from N(0, I): (count, C, H, W) in [0, 1], on the CPU."""
     z = torch.randn(count, model.latent_dim, generator=generator(training.seed))
     return torch.cat([model.decode(part.to(training.device)).cpu() for part in z.split(256)])
 
 
 def autoencoder_sheet(model: Generator, training: Training) -> Tensor:
-    """Two rows of test images, two of their reconstructions, four of samples."""
+    """Two rows of test images, two of their reconstructions, four of samples: (64, C, H, W)."""
     x = training.test_images[:: max(1, len(training.test_images) // 16)][:16]
-    return torch.cat([x, reconstructions(model, model, x), samples(model, 32, training)])
+    return torch.cat([x, reconstructions(model, model, x), draw_samples(model, 32, training)])
 
 
 def sample_quality(samples: Tensor, training: Training) -> Quality:

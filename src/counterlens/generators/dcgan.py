@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.base import Generator, Training, sample_quality, samples
+from counterlens.generators.base import Generator, Training, draw_samples, sample_quality
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
@@ -99,10 +99,10 @@ class DCGAN(Generator):
 
     def quality(self, training: Training) -> Quality:
         """Share of samples the classifier is sure of, and how evenly they cover the classes."""
-        return sample_quality(samples(self, 1024, training), training)
+        return sample_quality(draw_samples(self, 1024, training), training)
 
     def sheet(self, training: Training) -> Tensor:
-        return samples(self, 64, training)
+        return draw_samples(self, 64, training)
 
 
 def decoder(latent_dim: int, width: int, channels: int) -> nn.Sequential:

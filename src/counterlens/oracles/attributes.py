@@ -20,7 +20,7 @@ from counterlens.classifiers.train import shift
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
-from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_8_bit_images
 from counterlens.runtime.device import autocast, freeze, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (
@@ -162,7 +162,7 @@ class Attributes(TrainedOracle):
         if self.model is None:
             raise ValueError("the attribute model is neither trained nor loaded")
         device = next(self.model.parameters()).device
-        return answers_to_bytes(self.model, images, device, batch_size) > 0
+        return answers_to_8_bit_images(self.model, images, device, batch_size) > 0
 
     def save(self) -> None:
         if self.model is None:

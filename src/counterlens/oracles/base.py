@@ -16,7 +16,7 @@ from counterlens.config import Experiment
 from counterlens.data.base import ImageSet
 from counterlens.runtime.training import Checkpoint, History
 
-__all__ = ["Fitted", "Oracle", "TrainedOracle", "answers_to_bytes", "create", "load"]
+__all__ = ["Fitted", "Oracle", "TrainedOracle", "answers_to_8_bit_images", "create", "load"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class TrainedOracle(Oracle):
 
 
 @torch.inference_mode()
-def answers_to_bytes(
+def answers_to_8_bit_images(
     network: Callable[[Tensor], Tensor], images: Tensor, device: torch.device, batch_size: int
 ) -> Tensor:
     """A network's answers, on the CPU, to images (N, C, H, W) of uint8 that it sees in [0, 1].

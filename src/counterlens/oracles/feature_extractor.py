@@ -17,7 +17,7 @@ from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as training
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
-from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_8_bit_images
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze
 from counterlens.runtime.training import Checkpoint, load_model, save_model
@@ -70,7 +70,7 @@ class FeatureExtractor(TrainedOracle):
         if self.model is None:
             raise ValueError("the feature extractor is neither trained nor loaded")
         device = next(self.model.parameters()).device
-        return answers_to_bytes(self.model.embedding, images, device, batch_size)
+        return answers_to_8_bit_images(self.model.embedding, images, device, batch_size)
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Answers (N, classes) on the CPU of the second classifier to images in [0, 1]."""

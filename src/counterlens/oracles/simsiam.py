@@ -17,7 +17,7 @@ from counterlens.classifiers.gap_resnet import GapResNet
 from counterlens.classifiers.gap_resnet import Options as NetworkOptions
 from counterlens.config import OracleOptions
 from counterlens.data.base import ImageSet
-from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_bytes
+from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_8_bit_images
 from counterlens.runtime import files
 from counterlens.runtime.device import autocast, freeze, place
 from counterlens.runtime.quality import Quality
@@ -184,7 +184,7 @@ class SimSiam(TrainedOracle):
         if self.model is None:
             raise ValueError("the encoder is neither trained nor loaded")
         device = next(self.model.parameters()).device
-        return answers_to_bytes(self.model, images, device, batch_size)
+        return answers_to_8_bit_images(self.model, images, device, batch_size)
 
     def save(self) -> None:
         if self.model is None:

@@ -74,8 +74,8 @@ def fold_normalisation(layers: nn.Sequential) -> None:
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """Move to the device, with convolutions channels-last where that is faster.
 
-    A CPU normalises groups of channels-last maps at half the speed, so a network that does so
-    stays as it is there.
+    A CPU is slower at normalising groups of channels-last maps, so a network that does so stays
+    as it is there.
     """
     module.to(device)
     if device.type == "cpu" and any(isinstance(part, nn.GroupNorm) for part in module.modules()):
