@@ -15,7 +15,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from counterlens.classifiers.base import Classifier
@@ -23,6 +22,8 @@ from counterlens.config import MethodOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
 from counterlens.methods.base import Explanation, Method, Task, Walk
+from counterlens.methods.mirror_generator import MirrorGenerator, patch_discriminator
+from counterlens.methods.reflection import lift, reflect, spatial_prior
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (
@@ -35,7 +36,6 @@ from counterlens.runtime.training import (
     train,
 )
 
-LARGEST_PATCH_MAP = 8
 RATIOS = (1e-3, 1e3)
 """Bounds of the ratio of latent distances: the source's own distance vanishes at k = 0."""
 
@@ -108,225 +108,6 @@ class Options(MethodOptions):
         return self.point == "first-cfe"
 
 
-# Geometry
-
-
-def reflect(
-    z: Tensor, source: Tensor, target: Tensor, weight: Tensor, bias: Tensor, kind: str
-) -> Tensor:
-    """The mirror image of each z behind the boundary between its source and target class.
-
-    Args:
-        z: (N, d) pooled features.
-        source, target: int64 (N,).
-        weight, bias: (classes, d) and (classes,) of the linear head.
-        kind: `pairwise`, `multi-class` or `multi-class-lbfgs`.
-
-    Returns:
-        (N, d).
-    """
-    normal = weight[target] - weight[source]
-    margin = (normal * z).sum(dim=1) + bias[target] - bias[source]
-    mirrored = z - 2 * (margin / normal.square().sum(dim=1))[:, None] * normal
-    if kind == "pairwise":
-        return mirrored
-    logits = z @ weight.T + bias
-    exchanged = logits.scatter(1, source[:, None], logits.gather(1, target[:, None]))
-    exchanged = exchanged.scatter(1, target[:, None], logits.gather(1, source[:, None]))
-    if kind == "multi-class":
-        inverse = torch.linalg.pinv(weight.double(), rtol=1e-6)
-        return z + ((exchanged - logits).double() @ inverse.T).to(z.dtype)
-    return _reflect_lbfgs(mirrored, exchanged, weight, bias)
-
-
-def _reflect_lbfgs(start: Tensor, wanted: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """argmin |W z + b - wanted|^2 from `start`, with the settings of the released code."""
-    wanted, weight, bias = (part.detach().double() for part in (wanted, weight, bias))
-    with torch.inference_mode(False), torch.enable_grad():
-        z = start.detach().double().clone().requires_grad_(True)
-        weight, wanted, bias = weight.clone(), wanted.clone(), bias.clone()
-        optimizer = torch.optim.LBFGS([z], lr=0.1)
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = (z @ weight.T + bias - wanted).square().sum()
-            loss.backward()
-            return loss
-
-        for _ in range(10):
-            optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-    return z.detach().to(start.dtype)
-
-
-def lift(last_map: Tensor, end: Tensor, normal: Tensor, offset: Tensor, kind: str) -> Tensor:
-    """A feature map whose spatial mean is the reflection.
-
-    Args:
-        last_map: (N, d, h, w) of the query.
-        end: (N, d), the reflection.
-        normal, offset: (N, d) and (N,) of the boundary, for `per-location`.
-        kind: `uniform` adds one vector everywhere; `per-location` mirrors every location at the
-            boundary and then adds one vector.
-
-    Returns:
-        (N, d, h, w).
-    """
-    if kind == "per-location":
-        margin = torch.einsum("nd,ndhw->nhw", normal, last_map) + offset[:, None, None]
-        scale = 2 * margin / normal.square().sum(dim=1)[:, None, None]
-        last_map = last_map - scale[:, None] * normal[:, :, None, None]
-    return last_map + (end - last_map.mean(dim=(2, 3)))[:, :, None, None]
-
-
-def spatial_prior(
-    moved_map: Tensor, evidence: Sequence[Tensor], threshold: Tensor, normalisation: str
-) -> Tensor:
-    """Where source or target class activate above the threshold (Eq. 13).
-
-    Args:
-        moved_map: (N, d, h, w), the feature map at k.
-        evidence: rows of the head, (N, d), of the source and of the target class.
-        threshold: (N,).
-        normalisation: `relu-max` or `min-max`, of each activation map to [0, 1].
-
-    Returns:
-        float (N, 1, h, w) of zeros and ones.
-    """
-    mask = torch.zeros_like(moved_map[:, :1], dtype=torch.bool)
-    for row in evidence:
-        activation = torch.einsum("nd,ndhw->nhw", row, moved_map)[:, None]
-        if normalisation == "relu-max":
-            activation = activation.clamp(min=0)
-        else:
-            activation = activation - activation.amin((2, 3), keepdim=True)
-        activation = activation / (activation.amax((2, 3), keepdim=True) + 1e-8)
-        mask |= activation > threshold[:, None, None, None]
-    return mask.to(moved_map.dtype)
-
-
-# Networks
-
-
-class ConvBlock(nn.Sequential):
-    """3x3 convolution, batch normalisation, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
-
-
-class SpatialPattern(nn.Module):
-    """SPE of one stage (Eq. 12): the skip features that belong to a moved feature map."""
-
-    def __init__(self, channels: int, size: int, last: int, last_size: int, width: int) -> None:
-        super().__init__()
-        self.size = size
-        self.inward = nn.Sequential(
-            ConvBlock(channels, width), nn.AvgPool2d(size // last_size), ConvBlock(width, last)
-        )
-        self.mixed = ConvBlock(2 * last, width)
-        self.outward = nn.Sequential(
-            ConvBlock(width, width), nn.Conv2d(width, channels, 3, padding=1)
-        )
-
-    def forward(self, inward: Tensor, moved_map: Tensor) -> Tensor:
-        """What `inward` gave and the moved map (N, d, h, w) to (N, channels, size, size)."""
-        mixed = self.mixed(torch.cat([inward, moved_map], dim=1))
-        return self.outward(functional.interpolate(mixed, self.size, mode="bilinear"))
-
-
-class MirrorGenerator(nn.Module):
-    """U-Net decoder on the classifier's feature maps, with the skip connection controller.
-
-    Args:
-        channels, sizes: of the classifier's feature maps, first to last.
-        shape: (C, H, W) of the images.
-    """
-
-    def __init__(
-        self,
-        channels: Sequence[int],
-        sizes: Sequence[int],
-        shape: tuple[int, int, int],
-        options: Options,
-    ) -> None:
-        super().__init__()
-        self.options = options
-        self.sizes = (*sizes[:-1][::-1], shape[1])
-        widths = [max(options.least_width, count) for count in channels]
-        self.patterns = nn.ModuleList(
-            SpatialPattern(count, size, channels[-1], sizes[-1], width)
-            for count, size, width in zip(channels[:-1], sizes[:-1], widths, strict=False)
-        )
-        self.bottom = ConvBlock(channels[-1], widths[-1])
-        self.stages = nn.ModuleList(
-            ConvBlock(before + count, width)
-            for before, count, width in zip(
-                widths[:0:-1], channels[-2::-1], widths[-2::-1], strict=True
-            )
-        )
-        self.top = nn.Sequential(
-            ConvBlock(widths[0], options.least_width * 2 // 3),
-            nn.Conv2d(options.least_width * 2 // 3, shape[0], 3, padding=1),
-        )
-
-    def inward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """The part of every SPE that does not depend on k."""
-        return [
-            pattern.inward(skip)  # type: ignore[operator]
-            for pattern, skip in zip(self.patterns, maps[:-1], strict=True)
-        ]
-
-    def forward(
-        self, moved_map: Tensor, skips: Sequence[Tensor], inward: Sequence[Tensor], mask: Tensor
-    ) -> Tensor:
-        """Images (N, C, H, W) in [0, 1].
-
-        Args:
-            moved_map: the last feature map at k, (N, d, h, w).
-            skips: the query's feature maps of the earlier stages.
-            inward: what `inward` gives of them.
-            mask: (N, 1, h, w), where the edited features replace the query's.
-        """
-        hidden = self.bottom(moved_map)
-        edited = []
-        for pattern, skip, inner in zip(self.patterns, skips, inward, strict=True):
-            if self.options.ssc == "skip":
-                edited.append(skip)
-                continue
-            drawn = pattern(inner, moved_map)
-            if self.options.ssc == "full":
-                chosen = functional.interpolate(mask, drawn.shape[2:], mode="nearest")
-                drawn = torch.lerp(skip.to(drawn.dtype), drawn, chosen.to(drawn.dtype))
-            edited.append(drawn)
-        for stage, skip, size in zip(self.stages, edited[::-1], self.sizes, strict=False):
-            hidden = functional.interpolate(hidden, size, mode="bilinear")
-            hidden = stage(torch.cat([hidden, skip.to(hidden.dtype)], dim=1))
-        if hidden.shape[2] != self.sizes[-1]:
-            hidden = functional.interpolate(hidden, self.sizes[-1], mode="bilinear")
-        return (self.top(hidden).float().tanh() + 1) / 2
-
-
-def patch_discriminator(shape: tuple[int, int, int], width: int = 24) -> nn.Sequential:
-    """Images in [0, 1] to a map of logits, at most 8x8: spectral norm, no batch normalisation."""
-    layers: list[nn.Module] = []
-    channels, size = shape[0], shape[1]
-    while size > LARGEST_PATCH_MAP:
-        layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
-        channels, width, size = width, 2 * width, size // 2
-    layers += [nn.Conv2d(channels, 64, 3, 1, 1), nn.LeakyReLU(0.2, inplace=True)]
-    layers.append(nn.Conv2d(64, 1, 3, 1, 1))
-    return nn.Sequential(
-        *(parametrizations.spectral_norm(m) if isinstance(m, nn.Conv2d) else m for m in layers)
-    )
-
-
-# The method
-
-
 @dataclass
 class Mirror:
     """N queries before their mirrors.
@@ -372,7 +153,9 @@ class MirrorCFE(Method):
         channels = [part.shape[1] for part in maps]
         sizes = [part.shape[2] for part in maps]
         torch.manual_seed(task.seed)
-        self.generator = MirrorGenerator(channels, sizes, task.shape, options)
+        self.generator = MirrorGenerator(
+            channels, sizes, task.shape, options.ssc, options.least_width
+        )
         place(self.generator, task.device)
 
     def trained(self) -> nn.Module:
