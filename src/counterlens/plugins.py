@@ -74,6 +74,8 @@ NOT_PLUGINS = {
         "score_cam",
         "background",
         "blended_diffusion",
+        "mirror_generator",
+        "reflection",
     },
     "metrics": {"base", "compute", "bootstrap", "vlm_client"},
 }
