@@ -13,7 +13,7 @@ LARGEST_PATCH_MAP = 8
 
 
 class ConvBlock(nn.Sequential):
-    """3x3 convolution, batch normalisation, ReLU."""
+    """3x3 convolution, batch normalisation, ReLU: (N, inputs, h, w) to (N, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(

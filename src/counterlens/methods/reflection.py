@@ -14,13 +14,13 @@ from torch import Tensor
 def reflect(
     z: Tensor, source: Tensor, target: Tensor, weight: Tensor, bias: Tensor, kind: str
 ) -> Tensor:
-    """The mirror image of each z behind the boundary between its source and target class.
+    """The mirror image of each z behind the boundary of its source and target class (Eq. 1).
 
     Args:
         z: (N, d) pooled features.
         source, target: int64 (N,).
         weight, bias: (classes, d) and (classes,) of the linear head.
-        kind: `pairwise`, `multi-class` or `multi-class-lbfgs`.
+        kind: `pairwise`, or `multi-class` and `multi-class-lbfgs` (supplement, section 7).
 
     Returns:
         (N, d).
@@ -59,7 +59,7 @@ def _reflect_lbfgs(start: Tensor, wanted: Tensor, weight: Tensor, bias: Tensor) 
 
 
 def lift(last_map: Tensor, end: Tensor, normal: Tensor, offset: Tensor, kind: str) -> Tensor:
-    """A feature map whose spatial mean is the reflection.
+    """A feature map whose spatial mean is the reflection (Eq. 16-17).
 
     Args:
         last_map: (N, d, h, w) of the query.
