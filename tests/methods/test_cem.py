@@ -137,11 +137,20 @@ def test_each_failure_makes_the_weight_tenfold() -> None:
 
 
 def test_an_image_that_is_no_longer_of_the_source_class_leaves_at_once(towards: Linear) -> None:
-    made = method(towards, search_steps=2, iterations=3, initial_c=0.1)
+    made = method(towards, search_steps=1, iterations=6, initial_c=6)
     x = torch.tensor([[0.95, 0.1], [0.2, 0.1]]).view(2, 1, 1, 2)
     answer = ask(made, x)
     assert torch.equal(answer.counterfactual[0], x[0]) and answer.found.tolist() == [True, False]
     assert towards.asked == [2, 1, 1, 1, 1, 1]
+
+
+def test_a_search_step_that_stays_at_the_query_ends_at_once(towards: Linear) -> None:
+    # gradient -2 c: below beta / (2 lr) = 0.5 no iteration moves the image
+    made = method(towards, iterations=50, search_steps=4, lr=0.1, initial_c=0.01, beta=0.1)
+    answer = ask(made, torch.tensor([0.2, 0.5]).view(1, 1, 1, 2))
+    # c = 0.01 and 0.1 stay, 1 moves but does not flip, 10 flips
+    assert len(towards.asked) == 1 + 1 + 50 + 50
+    assert answer.found.item()
 
 
 def test_the_closest_success_is_kept(towards: Linear) -> None:

@@ -135,6 +135,11 @@ class Search:
         """The rows of a mask."""
         return Search(**{part.name: getattr(self, part.name)[kept] for part in fields(self)})
 
+    def at_rest(self) -> Tensor:
+        """Whether the first iteration left the query as it is; the later, shorter ones do too."""
+        unmoved = (self.iterate == self.query).flatten(1).all(dim=1)
+        return unmoved & (self.iteration == 1)
+
 
 class CEM(Method):
     """Ink is only added: no pixel of a counterfactual that is found is below the query's.
@@ -167,7 +172,7 @@ class CEM(Method):
         search = Search.start(x, source, target, options.initial_c)
         while len(search.row):
             self.advance(search)
-            ended = search.iteration == options.iterations
+            ended = (search.iteration == options.iterations) | search.at_rest()
             if options.patience is not None:
                 ended |= search.succeeded & (search.since >= options.patience)
             if ended.any():
