@@ -187,3 +187,10 @@ def test_latent_change_is_the_mean_over_both_directions(
         both.append(np.abs(tensors["latent_counterfactual"] - tensors["latent"]).mean(0))
     assert len(drawn[0]) == 1
     np.testing.assert_allclose(drawn[0][0], np.mean(both, axis=0), rtol=1e-5)
+
+
+def test_long_captions_are_broken_between_words() -> None:
+    assert drawing.caption("4→9") == "4→9"
+    lines = drawing.caption("not mouth slightly open→mouth slightly open").splitlines()
+    assert " ".join(lines) == "not mouth slightly open → mouth slightly open"
+    assert max(map(len, lines)) <= drawing.CAPTION_WIDTH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
 
 SOURCE, TARGET, INK = "#b45309", "#0f766e", "#1b1b1f"
+CAPTION_WIDTH = 16
 
 
 def canvas(width: float, height: float) -> Canvas:
@@ -27,6 +29,14 @@ def canvas(width: float, height: float) -> Canvas:
     from matplotlib.figure import Figure as Canvas
 
     return Canvas(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+
+
+def caption(text: str) -> str:
+    """The name of a class or a direction in lines that fit below or above one image."""
+    if len(text) <= CAPTION_WIDTH:
+        return text
+    parts = text.replace("→", " →\n").splitlines()
+    return "\n".join(textwrap.fill(part.strip(), CAPTION_WIDTH) for part in parts)
 
 
 def load_set(

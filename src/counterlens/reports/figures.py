@@ -30,6 +30,7 @@ from counterlens.reports.drawing import (
     SOURCE,
     TARGET,
     canvas,
+    caption,
     load_set,
     show,
     tensor_of,
@@ -196,8 +197,8 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
     for axes_column, (name, shown, said) in zip(grid.T, columns, strict=True):
         for axes, image, answer in zip(axes_column, shown, said, strict=True):
             show(axes, image)
-            axes.set_xlabel(answer, fontsize=8)
-        axes_column[0].set_title(name, fontsize=9)
+            axes.set_xlabel(caption(answer), fontsize=8)
+        axes_column[0].set_title(caption(name), fontsize=9)
     for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
         axes.set_ylabel(name, fontsize=9)
     return drawing
@@ -234,7 +235,7 @@ def draw_path(figure: Figure, experiment: Experiment) -> Canvas:
         for axes, image, text in zip(axes_row, shown, said, strict=True):
             show(axes, image)
             axes.set_xlabel(text, fontsize=8, color=TARGET)
-        axes_row[0].set_ylabel(name, fontsize=9)
+        axes_row[0].set_ylabel(caption(name), fontsize=9)
     for axes, title in zip(axes_of[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
     return drawing
@@ -338,7 +339,7 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
     ):
         for axes, (title, text, image) in zip(axes_row, shown, strict=True):
             show(axes, image)
-            axes.set_xlabel(text, fontsize=8)
+            axes.set_xlabel(caption(text), fontsize=8)
             if shown is rows[0]:
                 axes.set_title(title.replace(": ", "\n"), fontsize=8)
     return drawing
