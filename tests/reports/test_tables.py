@@ -123,6 +123,27 @@ def test_images_that_a_metric_does_not_count_are_left_out(make: Make) -> None:
     assert cell.value == pytest.approx(np.concatenate(values).mean()) and cell.images == 18
 
 
+def test_a_direction_of_which_no_image_counts_adds_none(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    for places, value, status in (
+        ([(4, 9)], made.values["pgd", (9, 4), "cout"].mean(), "ok"),
+        ([(4, 9), (9, 4)], None, "not available"),
+    ):
+        for direction in places:
+            path = layout.metrics("toy", "pgd", *direction)
+            frame = pd.read_parquet(path.with_suffix(".parquet"))
+            frame["cout"] = np.nan
+            frame.to_parquet(path.with_suffix(".parquet"))
+            summary = files.read_json(path.with_suffix(".json"))
+            summary["not_available"]["cout"] = "nothing flips"
+            files.write_json(path.with_suffix(".json"), summary)
+        built = tables.build(table(columns=["cout"]), {"toy": made.experiment})
+        cell = built.entry("toy", "pgd", "cout").cell
+        assert cell.status == status
+        assert cell.value == (None if value is None else pytest.approx(value))
+    assert cell.reason == "nothing flips"
+
+
 class Pooled(MetricOptions):
     """Of all directions of a pair together."""
 

@@ -125,6 +125,8 @@ def evaluate(
         if not rows.any():
             reason = NONE_FLIPS if options.flipped else NONE_COUNTS
             not_available |= dict.fromkeys(declared, reason)
+            nothing = (name for name, column in declared.items() if column.per == "image")
+            table |= dict.fromkeys(nothing, np.full(len(cf), np.nan))
             continue
         seen = cf if rows.all() else cf.select(rows)
         metric: Metric = plugins.create("metrics", options, Metric, context)

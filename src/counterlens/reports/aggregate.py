@@ -109,7 +109,8 @@ class Results:
     ) -> Cell:
         """One number: a method, a column, some directions.
 
-        Per-image columns: mean over all images of all directions, each image with equal weight.
+        Per-image columns: mean over all images of all directions, each image with equal weight; a
+        direction of which no image counts adds none.
         Per-set columns: mean over the directions. The interval is a percentile bootstrap over
         images with a seed of its own, so that a number has the same interval in every table.
 
@@ -135,7 +136,7 @@ class Results:
             return self._pair_cell(method, declared, directions)
         found = [self.direction(method, direction) for direction in directions]
         reasons = [each.not_available[column] for each in found if column in each.not_available]
-        if reasons:
+        if any(column in each.not_available and not _has(each, column) for each in found):
             return Cell("not available", reason=reasons[0])
         for direction, each in zip(directions, found, strict=True):
             if not _has(each, column):
@@ -153,6 +154,8 @@ class Results:
                 return Cell("not available", reason=NONE_FOUND_BY_ALL)
         values = np.concatenate([part[column].to_numpy(np.float64) for part in parts])
         values = values[np.isfinite(values)]  # NaN: the metric does not count the image
+        if not len(values):
+            return Cell("not available", reason=reasons[0] if reasons else NONE_FOUND_BY_ALL)
         low = high = None
         if interval:
             seed = derive_seed(
