@@ -267,6 +267,14 @@ def test_empty_cells_say_why(make: Make) -> None:
     assert "scale small" in footer and "seed 85" in footer
 
 
+def test_a_column_that_only_a_stand_in_computes_looks_like_it(make: Make) -> None:
+    built = tables.build(table(columns=["kid", "kid_oracle", "other"]), {"toy": make().experiment})
+    standard, stand_in, other = built.columns
+    assert (standard.name, standard.label) == ("kid", "KID")
+    assert standard.direction == stand_in.direction and other.label == "other"
+    assert built.entry("toy", "pgd", "kid").cell.status == "not available"
+
+
 def test_a_missing_column_of_a_computed_metric_is_an_error(make: Make) -> None:
     made = make()
     path = layout.metrics("toy", "pgd", 3, 8).with_suffix(".parquet")

@@ -208,8 +208,17 @@ def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Colum
     known: dict[str, Column] = {inputs.TIME.name: inputs.TIME}
     for name in table.experiments:
         known = {**experiments[name].columns(), **known}
-    unknown = {name: Column(name=name, label=name, direction="none") for name in table.columns}
-    return tuple(known.get(name, unknown[name]) for name in table.columns)
+
+    def column(name: str) -> Column:
+        """As an experiment declares it, or like its stand-in of an in-domain network."""
+        if name in known:
+            return known[name]
+        if stand_in := known.get(f"{name}_oracle"):
+            label = stand_in.label.removesuffix("-oracle")
+            return stand_in.model_copy(update={"name": name, "label": label})
+        return Column(name=name, label=name, direction="none")
+
+    return tuple(column(name) for name in table.columns)
 
 
 def _how_made(
