@@ -144,12 +144,13 @@ def test_an_image_that_is_no_longer_of_the_source_class_leaves_at_once(towards: 
     assert towards.asked == [2, 1, 1, 1, 1, 1]
 
 
-def test_a_search_step_that_stays_at_the_query_ends_at_once(towards: Linear) -> None:
-    # gradient -2 c: below beta / (2 lr) = 0.5 no iteration moves the image
+def test_a_search_step_ends_when_it_cannot_leave_the_query_any_more(towards: Linear) -> None:
+    # the gradient at the query is -2 c: a step of the rate r moves the image if 2 c r > beta
     made = method(towards, iterations=50, search_steps=4, lr=0.1, initial_c=0.01, beta=0.1)
     answer = ask(made, torch.tensor([0.2, 0.5]).view(1, 1, 1, 2))
-    # c = 0.01 and 0.1 stay, 1 moves but does not flip, 10 flips
-    assert len(towards.asked) == 1 + 1 + 50 + 50
+    # c = 0.01 and 0.1 stay; 1 moves it until r = 0.1 sqrt(1 - 38/50), and the look-ahead comes back
+    # a little later; 10 flips it and moves it to the end
+    assert 38 <= len(towards.asked) - (1 + 1 + 50) < 45
     assert answer.found.item()
 
 

@@ -89,6 +89,7 @@ class Search:
         distance, best: smallest elastic net distance of a success, and its image.
         iteration, step: of this search step; number of search steps done.
         succeeded, since: in this search step, any success; iterations since the best one.
+        at_rest: whether the last iteration began and ended at the query.
     """
 
     row: Tensor
@@ -106,6 +107,7 @@ class Search:
     step: Tensor
     succeeded: Tensor
     since: Tensor
+    at_rest: Tensor
 
     @classmethod
     def start(cls, x: Tensor, source: Tensor, target: Tensor, initial_c: float) -> Search:
@@ -129,16 +131,17 @@ class Search:
             step=count,
             succeeded=torch.zeros_like(source, dtype=torch.bool),
             since=count,
+            at_rest=torch.zeros_like(source, dtype=torch.bool),
         )
 
     def select(self, kept: Tensor) -> Search:
         """The rows of a mask."""
         return Search(**{part.name: getattr(self, part.name)[kept] for part in fields(self)})
 
-    def at_rest(self) -> Tensor:
-        """Whether the first iteration left the query as it is; the later, shorter ones do too."""
-        unmoved = (self.iterate == self.query).flatten(1).all(dim=1)
-        return unmoved & (self.iteration == 1)
+    def at_query(self) -> Tensor:
+        """Whether the iterate and its look-ahead are the query itself."""
+        moved = (self.iterate != self.query) | (self.ahead != self.query)
+        return ~moved.flatten(1).any(dim=1)
 
 
 class CEM(Method):
@@ -172,7 +175,8 @@ class CEM(Method):
         search = Search.start(x, source, target, options.initial_c)
         while len(search.row):
             self.advance(search)
-            ended = (search.iteration == options.iterations) | search.at_rest()
+            # from the query the later, shorter steps lead nowhere either
+            ended = (search.iteration == options.iterations) | search.at_rest
             if options.patience is not None:
                 ended |= search.succeeded & (search.since >= options.patience)
             if ended.any():
@@ -191,6 +195,7 @@ class CEM(Method):
     def advance(self, search: Search) -> None:
         """One iteration of projected shrinkage with look-ahead, and its successes."""
         options, x = self.options, search.query
+        began_at_query = search.at_query()
         done = search.iteration.to(x.dtype)[:, None, None, None]
         rate = options.lr * (1 - done / options.iterations).sqrt()
         descended = search.ahead - rate * self.gradient(search)
@@ -199,6 +204,7 @@ class CEM(Method):
         search.ahead = torch.maximum(moved + momentum * (moved - search.iterate), x)
         search.iterate = moved
         search.iteration = search.iteration + 1
+        search.at_rest = began_at_query & search.at_query()
 
         change = (moved - x).flatten(1)
         distance = change.square().sum(dim=1) + options.beta * change.sum(dim=1)
