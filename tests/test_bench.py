@@ -224,6 +224,33 @@ def test_another_result_gives_no_speed_up(
     assert "gives other images (0% of 2 images the same)" in capsys.readouterr().out
 
 
+def test_bfloat16_is_compared_with_float32(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = EXPERIMENT.replace(
+        "methods:",
+        "  ddpm: {kind: ddpm, channels: [8], steps: 50, explanation_precision: bf16}\n"
+        "oracles: {feature-extractor: {kind: feature-extractor}}\n"
+        "methods:\n  ace: {kind: ace, iterations: 3, step_size: 0.1, l1: 0}",
+    )
+    files.write_text(Path("config/experiments/tiny.yaml"), text)
+    found = load_experiment("tiny", "small")
+    save_model(
+        generators.model_file(found, "ddpm", "all-classes"), generators.create(found, "ddpm")
+    )
+    judge = layout.oracle("tiny", "feature-extractor") / "model.safetensors"
+    save_model(judge, classifiers.create(found))
+
+    result = bench.run(found, CPU, images=4, repeats=1, methods=["ace", "pgd"], warm_up=0)
+    exact = result["methods"]["ace"]["float32"]
+    assert exact["ratio"] > 0 and "float32" not in result["methods"]["pgd"]
+    distance = exact["lpips_oracle"]
+    assert distance["ours"] > 0 and distance["ours"] != distance["float32"]
+    assert distance["ours"] == pytest.approx(distance["float32"], rel=0.2)
+    assert set(exact["validity"]) == {"ours", "float32"}
+    assert "x itself in float32 (validity " in capsys.readouterr().out
+
+
 def test_the_ratio_is_of_images_per_second() -> None:
     seconds = {"ours": [2.0, 1.0, 4.0], "sequential": [6.0, 6.0, 6.0]}
     found = bench._speed_up(seconds, images=10, sequential=3)

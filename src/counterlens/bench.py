@@ -2,8 +2,9 @@
 
 For every method of an experiment: seconds per counterfactual; the ratio to the bare network passes
 that the method cannot do without, timed in turn with it; for PGD the ratio to torchattacks on the
-same model and images; for CEM and CVE the ratio to the search as published, one image at a time.
-Images are on the device before the clock starts.
+same model and images; for CEM and CVE the ratio to the search as published, one image at a time;
+for a method whose diffusion model explains in bfloat16 what float32 would change. Images are on
+the device before the clock starts.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from counterlens import __version__, bench_references, layout
 from counterlens.config import Experiment, Pair, pair_name
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
+from counterlens.generators.diffusion_options import DiffusionOptions
 from counterlens.methods import base
 from counterlens.methods.ace import ACE
 from counterlens.methods.base import Method
@@ -32,6 +34,8 @@ from counterlens.methods.cecas import CECAS
 from counterlens.methods.cem import CEM
 from counterlens.methods.cve import CVE
 from counterlens.methods.pgd import PGD
+from counterlens.oracles import base as oracles
+from counterlens.oracles.feature_extractor import FeatureExtractor
 from counterlens.runtime import device as devices
 from counterlens.runtime import files
 from counterlens.runtime.seeding import image_generators
@@ -78,6 +82,7 @@ def run(
     x = data.images[:images].to(device, memory_format=torch.channels_last)
     sources, targets = (torch.full((len(x),), label, device=device) for label in chosen)
     seeds = (experiment.seed, experiment.name, "bench", data.index[:images].tolist())
+    judge = _judge(experiment, device)
     measured: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name in methods or experiment.methods:
@@ -90,8 +95,19 @@ def run(
             skipped[name] = str(error)
             continue
         randomness = image_generators(*seeds)
+        exact = in_float32(experiment, name)
         entry = measure(
-            method, x, sources, targets, randomness, repeats, attacks, sequential, warm_up
+            method,
+            x,
+            sources,
+            targets,
+            randomness,
+            repeats,
+            attacks,
+            sequential,
+            warm_up,
+            base.load(exact, name, chosen, device) if exact else None,
+            judge,
         )
         measured[name] = {"kind": experiment.methods[name].kind, **entry}
     if not measured:
@@ -126,11 +142,14 @@ def measure(
     attacks: Any = None,
     sequential: int = 0,
     warm_up: int = WARM_UP,
+    exact: Method | None = None,
+    judge: FeatureExtractor | None = None,
 ) -> dict[str, Any]:
     """One method on one batch x (N, C, H, W): ours, its bare passes and what it is compared with.
 
     `attacks` is the module torchattacks, or None; `sequential` is the number of images for the
-    search one image at a time.
+    search one image at a time; `exact` is the same method in float32, `judge` tells how far both
+    change the images.
     """
     state = [one.get_state() for one in randomness]
 
@@ -153,6 +172,8 @@ def measure(
         alone = one_at_a_time(method, x[some], source[some], target[some], again)
     if alone is not None:
         rivals["sequential"] = alone
+    if exact is not None:
+        rivals["float32"] = lambda: exact.explain(x, source, target, again()).counterfactual
     seconds = interleaved(rivals, repeats, x.device, warm_up)
     entry: dict[str, Any] = {"seconds_per_image": statistics.median(seconds["ours"]) / len(x)}
     if least:
@@ -164,12 +185,37 @@ def measure(
         entry["peer"] = {**about, "validity": valid, "agree": agree}
         if agree:  # the speed of another result is no comparison
             entry["peer"] |= _versus(seconds, "peer", len(x))
+    if exact is not None:
+        found = {name: rivals[name]() for name in ("ours", "float32")}
+        entry["float32"] = {
+            "validity": {name: _validity(method, y, target) for name, y in found.items()},
+            **_versus(seconds, "float32", len(x)),
+        }
+        if judge is not None:
+            entry["float32"]["lpips_oracle"] = {
+                name: float(judge.perceptual_distance(x.cpu(), y.cpu()).mean())
+                for name, y in found.items()
+            }
     if alone is not None:
         assert isinstance(method, CEM | CVE)
         entry["sequential"] = _alike(method, x[some], source[some], target[some], again)
         if entry["sequential"]["agree"]:
             entry["sequential"] |= _speed_up(seconds, len(x), entry["sequential"]["images"])
     return entry
+
+
+def in_float32(experiment: Experiment, name: str) -> Experiment | None:
+    """The experiment with the diffusion models of a method in float32; None if they are so."""
+    used = experiment.required_generators(experiment.methods[name].generators())
+    changed = {
+        generator: options.model_copy(update={"explanation_precision": "fp32"})
+        for generator in used
+        if isinstance(options := experiment.generators[generator], DiffusionOptions)
+        and options.explanation_precision != "fp32"
+    }
+    if not changed:
+        return None
+    return experiment.model_copy(update={"generators": {**experiment.generators, **changed}})
 
 
 def one_at_a_time(
@@ -294,6 +340,14 @@ def report(result: Mapping[str, Any]) -> str:
             both = f"validity {peer['validity']['ours']:.3f} and {peer['validity']['peer']:.3f}"
             ratio = f"{peer['ratio']:.3f} x" if peer["agree"] else "not comparable with"
             line += f"; {ratio} {peer['name']} {peer['version']} ({both})"
+        if exact := entry.get("float32"):
+            pairs = {"validity": exact["validity"], "LPIPS-oracle": exact.get("lpips_oracle")}
+            line += f"; {exact['ratio']:.3f} x itself in float32 (" + ", ".join(
+                f"{title} {both['ours']:.3f} and {both['float32']:.3f}"
+                for title, both in pairs.items()
+                if both
+            )
+            line += ")"
         if alone := entry.get("sequential"):
             line += "; " + (
                 f"{alone['speed_up']:.1f} x the images per second of the search one image at a time"
@@ -313,6 +367,18 @@ def _pair(experiment: Experiment, name: str | None) -> Pair:
     if name not in pairs:
         raise UserError(f"--pair {name}: experiment {experiment.name} has {', '.join(pairs)}")
     return pairs[name]
+
+
+def _judge(experiment: Experiment, device: torch.device) -> FeatureExtractor | None:
+    """The experiment's trained feature extractor, where it has one."""
+    for name, options in experiment.oracles.items():
+        if options.kind == "feature-extractor":
+            if not (layout.oracle(experiment.name, name) / "model.safetensors").exists():
+                return None
+            found = oracles.load(experiment, name, device)
+            assert isinstance(found, FeatureExtractor)
+            return found
+    return None
 
 
 def _import(peer: str) -> Any:
