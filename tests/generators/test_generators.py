@@ -376,6 +376,8 @@ def test_a_gate_passes_at_its_threshold() -> None:
         {"kept": 0.969, "l1": 0.031}, at_least={"kept": 0.97}, at_most={"l1": 0.03}
     ).gates()
     assert not worse["kept"]["passed"] and not worse["l1"]["passed"]
+    share = float((torch.arange(100) < 95).float().mean())
+    assert share < 0.95 and Quality({"kept": share}, {"kept": 0.95}).gates()["kept"]["passed"]
 
 
 def test_reconstruction_quality_by_hand(training) -> None:

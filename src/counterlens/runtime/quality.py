@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
 class Quality:
-    """What the card says of a trained generator: measured values and the gates they must pass."""
+    """What the card says of a trained generator: measured values and the gates they must pass.
+
+    Shares are often means in float32, where 95 of 100 is a little less than 0.95: a value that is
+    the threshold but for such rounding passes.
+    """
 
     values: dict[str, float]
     at_least: dict[str, float] = field(default_factory=dict)
@@ -22,7 +29,7 @@ class Quality:
                 "value": value,
                 "threshold": threshold,
                 "bound": "at least",
-                "passed": value >= threshold,
+                "passed": value >= threshold or math.isclose(value, threshold, rel_tol=ROUNDING),
             }
         for name, threshold in self.at_most.items():
             value = self.values[name]
@@ -30,6 +37,6 @@ class Quality:
                 "value": value,
                 "threshold": threshold,
                 "bound": "at most",
-                "passed": value <= threshold,
+                "passed": value <= threshold or math.isclose(value, threshold, rel_tol=ROUNDING),
             }
         return found
