@@ -10,7 +10,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class Quality:
-    """What the card says of a trained generator: measured values and the gates they must pass.
+    """What the card says of a trained model: measured values and the gates they must pass.
 
     Shares are often means in float32, where 95 of 100 is a little less than 0.95: a value that is
     the threshold but for such rounding passes.
