@@ -193,8 +193,7 @@ def measure(
         }
         if judge is not None:
             entry["float32"]["lpips_oracle"] = {
-                name: float(judge.perceptual_distance(x, y).mean())
-                for name, y in found.items()
+                name: float(judge.perceptual_distance(x, y).mean()) for name, y in found.items()
             }
     if alone is not None:
         assert isinstance(method, CEM | CVE)
