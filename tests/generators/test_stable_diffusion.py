@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -246,3 +247,44 @@ def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 def test_every_class_has_a_prompt(folder: Path) -> None:
     options = create(folder).options.model_copy(update={"prompts": ("one",)})
     assert options.conflict({}) == "2 classes have 1 prompts"
+
+
+def test_a_unet_that_predicts_no_noise_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    file = other / "scheduler/scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "prediction_type": "v_prediction"}))
+    with pytest.raises(UserError, match="its UNet predicts 'v_prediction', not the noise"):
+        create(other)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_eced_runs_on_it(model: StableDiffusion, frozen, channels: int) -> None:
+    """The same method as on the small model: region, background, decoders of their own, attack."""
+    from counterlens.classifiers.gap_resnet import GapResNet
+    from counterlens.classifiers.gap_resnet import Options as ClassifierOptions
+    from counterlens.methods.base import Task
+    from counterlens.methods.eced import ECED
+    from counterlens.methods.eced import Options as MethodOptions
+
+    shape = (channels, 24, 24)
+    x = torch.rand(4, *shape, generator=generator(8))
+    classifier = GapResNet(
+        ClassifierOptions.model_validate({"kind": "gap-resnet", "widths": (4, 8)}), shape, 2
+    )
+    frozen(classifier, lambda: classifier(x))
+    fitted = StableDiffusion(model.options, shape)
+    fitted.load_state_dict(model.state_dict())
+    freeze(fitted, torch.device("cpu"))
+    settings = {"grid": 5, "start": 400, "updates": 2, "background_updates": 2, "guidance": 3.0}
+    options = MethodOptions.model_validate({"kind": "eced", "checkpoint": True, **settings})
+    task = Task(classifier, {"latent-diffusion": fitted}, shape, ((0, 1),), torch.device("cpu"), 3)
+    method = ECED(options, task)
+    source = torch.tensor([0, 1, 0, 1])
+    answer = method.explain(x, source, 1 - source, [generator(row) for row in range(4)])
+    assert answer.counterfactual.shape == x.shape and answer.counterfactual.isfinite().all()
+    assert answer.extras["latent_mask"].shape == (4, 1, 8, 8)
+    assert 0 < answer.extras["latent_mask"].mean() < 1
+    inside = answer.extras["edit_mask"].expand_as(x) > 0
+    changed = (answer.counterfactual - answer.extras["reconstruction_clean"]).abs()
+    assert changed[inside].max() > 0

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from counterlens import plugins
 from counterlens.classifiers.base import Classifier
 from counterlens.errors import UserError
+from counterlens.methods import eced_options
 from counterlens.methods.background import masked_mean
 from counterlens.methods.blended_diffusion import BlendedSampler
 from counterlens.methods.eced import ECED, Options, degrees_between
@@ -199,8 +200,17 @@ def test_copies_decode_as_the_decoder_does(create, queries) -> None:
     mask = torch.zeros(6, 1, 8, 8)
     background = method.keeper.fit(queries[0], mask, mask.new_zeros(6, 1, 28, 28), randomness(6))
     z = torch.randn(2, 4, 8, 8, generator=generator(4))
-    found = background.decoders(z, torch.tensor([4, 1]))
+    rows = torch.tensor([4, 1])
+    found = background.decoders(z, rows)
     torch.testing.assert_close(found, method.model.decode(z), atol=1e-5, rtol=1e-4)
+    # each image has a copy of its own
+    assert background.decoders.copies is not None
+    with torch.no_grad():
+        for value in background.decoders.copies.values():
+            value[4].zero_()
+    changed = background.decoders(z, rows)
+    assert (changed[0] - found[0]).abs().max() > 1e-4
+    assert torch.equal(changed[1], found[1])
 
 
 def test_a_masked_mean_by_hand() -> None:
@@ -379,9 +389,11 @@ def test_finished_images_leave_the_batch_and_change_nothing(create, queries) -> 
 
 def test_fixed_noise_repeats(create, queries) -> None:
     x, source, target = queries
-    method: ECED = create("eced", fixed_noise=True, updates=0)
-    first, second = (method.explain(x, source, target, randomness(6)) for _ in range(2))
-    assert torch.equal(first.counterfactual, second.counterfactual)
+    for fixed in (True, False):
+        # a rate that moves nothing: two renderings differ by their noise alone
+        method: ECED = create("eced", fixed_noise=fixed, updates=1, lr=1e-12)
+        trace = method.explain(x, source, target, randomness(6)).extras["attack_probability"]
+        assert torch.equal(trace[:, 0], trace[:, 1]) == fixed
 
 
 def test_each_switch_changes_the_answer(create, queries) -> None:
@@ -398,6 +410,10 @@ def test_each_switch_changes_the_answer(create, queries) -> None:
         {"background_level": "t_prev"},
         {"prune": False},
         {"stop_at": 1e-6},
+        {"fixed_noise": True},
+        {"foreground_weight": 1.0},
+        {"blank": "black"},
+        {"layer": -2},
     ):
         method = create("eced", **{"updates": 3, "lr": 0.5, **switch})
         other = method.explain(x, source, target, randomness(6))
@@ -413,8 +429,9 @@ def test_a_sweep_keeps_a_variant_for_every_threshold(create, queries) -> None:
     assert variants.shape == (6, 3, 1, 28, 28) and masks.shape == (6, 3, 1, 28, 28)
     assert torch.equal(masks[:, 1], masks[:, 2])
     assert (variants[:, 1] - variants[:, 2]).abs().max() > 0
-    alone = create("eced", updates=1).explain(x, source, target, randomness(6))
-    assert alone.counterfactual.shape == answer.counterfactual.shape
+    assert answer.extras["variant_found"].shape == (6, 3)
+    alone = create("eced", updates=1, sweep=(0.6,)).explain(x, source, target, randomness(6))
+    assert torch.equal(alone.counterfactual, answer.counterfactual)
 
 
 # Propositions 1 and 2
@@ -456,6 +473,18 @@ def test_the_propositions_hold_for_a_real_gradient(create, models, queries) -> N
     assert (angles[-1] > angles[0] + 1).any()
 
 
+def test_the_angle_of_one_gradient_grows_with_the_threshold(create, queries) -> None:
+    method: ECED = create("eced", updates=1)
+    extras = method.explain(*queries, randomness(6)).extras
+    angles = extras["angle_by_threshold"]
+    assert angles.shape == (6, len(eced_options.THRESHOLDS))
+    assert (angles.diff(dim=1) >= 0).all() and angles.amin() >= 0 and angles.amax() <= 90
+    assert (angles[:, -1] > angles[:, 0]).any()
+    # at the threshold of the attack it is the attack's own
+    place = eced_options.THRESHOLDS.index(method.options.threshold)
+    torch.testing.assert_close(angles[:, place], extras["angle"][:, 0])
+
+
 # Options
 
 
@@ -466,8 +495,17 @@ def test_what_cannot_work_is_told(models, create, queries) -> None:
                                  ("latent-diffusion", "ddpm", "dcgan")})  # fmt: skip
 
     assert conflict() is None
+    models = {**models, "latent-diffusion": copy.copy(models["latent-diffusion"])}
+    whole = models["latent-diffusion"].options
+    models["latent-diffusion"].options = whole.model_copy(update={"drop": 0.0})
+    for changes, name in (({"guidance": 2.0}, "guidance"), ({"condition": "null"}, "condition")):
+        assert (reason := conflict(**changes)) and reason.startswith(name)
+        assert "trained with drop 0" in reason
+    models["latent-diffusion"].options = whole
     assert conflict("dcgan") == "'dcgan' is no latent diffusion model"
     assert conflict("ddpm") == "'ddpm' is no latent diffusion model"
+    with pytest.raises(UserError, match="layer: -9, but the classifier has 2 feature maps"):
+        create("eced", layer=-9).explain(*queries, randomness(6))
     method: ECED = create("eced", updates=0)
     with pytest.raises(UserError, match="knows no class 3; add it to its `classes`"):
         method.explain(queries[0], queries[1], torch.full((6,), 3), randomness(6))

@@ -35,9 +35,13 @@ def test_by_hand(judge, make_set) -> None:
 
 
 def test_without_background_there_is_no_loss(judge, make_set) -> None:
-    query = torch.zeros(1, 1, 2, 2)
-    cf = kept(make_set, query, query + 1, torch.ones(1, 1, 2, 2))
-    assert judge().per_image(cf)["background_loss"].tolist() == [0]
+    query = torch.zeros(2, 1, 2, 2)
+    mask = torch.ones(2, 1, 2, 2)
+    with pytest.raises(NotAvailable, match="there is no background"):
+        judge().per_image(kept(make_set, query, query + 1, mask))
+    mask[1, 0, 0, 0] = 0
+    found = judge().per_image(kept(make_set, query, query + 1, mask))
+    assert found["background_loss"].tolist() == [0, 1]
 
 
 def test_the_interval_is_the_normal_one(judge, make_set) -> None:

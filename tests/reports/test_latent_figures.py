@@ -13,6 +13,7 @@ from PIL import Image
 from counterlens import layout
 from counterlens.config import Figure, MethodOptions
 from counterlens.errors import UserError
+from counterlens.methods.eced_options import THRESHOLDS
 from counterlens.reports import drawing, figures, latent_figures
 from counterlens.runtime import files
 
@@ -41,6 +42,8 @@ def made(make: Make) -> Any:
             tensors["query_latent"] = np.random.default_rng(1).normal(size=(count, 4, 7, 7))
             tensors["variants"] = np.stack([query, 1 - query], axis=1)
             tensors["variant_masks"] = (tensors["variants"] > 0.5).astype(np.float32)
+            tensors["variant_found"] = np.tile([True, False], (count, 1))
+            tensors["angle_by_threshold"] = np.linspace(0, 80, 20) + np.zeros((count, 1))
             tensors["angle"] = np.linspace(10, 80, 5 * count).reshape(count, 5) * threshold
             tensors["attack_probability"] = np.linspace(0, 1, 6 * count).reshape(count, 6)
             files.save_tensors(path, tensors, facts)
@@ -85,10 +88,12 @@ def test_latents_are_shown_channel_by_channel(made: Any, monkeypatch: pytest.Mon
 def test_variants_stand_above_their_masks(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[np.ndarray] = []
     monkeypatch.setattr(drawing, "show", lambda axes, image: seen.append(image))
-    latent_figures.draw_diversity(
+    canvas = latent_figures.draw_diversity(
         figure("diversity", images=1, directions=[(4, 9)]), made.experiment
     )
+    told = [axes.get_xlabel() for axes in canvas.axes if axes.get_xlabel()]
     query, first, mask, second, other = seen
+    assert told == ["valid", "not valid"]
     assert np.array_equal(first, query) and np.array_equal(second, 1 - query)
     assert np.array_equal(mask, first > 0.5) and np.array_equal(other, second > 0.5)
 
@@ -97,8 +102,8 @@ def test_angles_stand_over_their_thresholds(made: Any) -> None:
     canvas = latent_figures.draw_angle(figure("angle"), made.experiment)
     first, second, third = canvas.axes
     mean = first.lines[-1]
-    assert mean.get_xdata().tolist() == [0.2, 0.6]
-    assert mean.get_ydata()[1] == pytest.approx(3 * mean.get_ydata()[0])
+    assert mean.get_xdata().tolist() == list(THRESHOLDS)
+    assert mean.get_ydata() == pytest.approx(np.linspace(0, 80, 20))
     assert len(second.lines) == len(third.lines) == 2
     assert len(third.lines[0].get_ydata()) == len(second.lines[0].get_ydata()) + 1
 

@@ -209,6 +209,9 @@ def test_claims_are_checked(make: Make, claim: dict[str, Any], told: str) -> Non
     built = tables.build(chosen, {"toy": pooled(make)})
     (line,) = [line for line in built.footer if line.startswith("Claim")]
     assert line.startswith(f"Claim of the paper, toy: PGD is good: {told}") and line.endswith(".")
+    ours = table(columns=["cd", "fid"], claims=[{**CLAIM, **claim, "whose": "ours"}])
+    built = tables.build(ours, {"toy": pooled(make)})
+    assert line.replace("Claim of the paper", "Our expectation") in built.footer
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,8 @@ def check(path: Path, experiment: Experiment) -> None:
                 fail(f"methods.{name}", f"needs generator '{needed}'; defined: {known}")
         if reason := method.conflict(experiment.generators):
             fail(f"methods.{name}", reason)
+        if reason := unknown_class(experiment, name):
+            fail(f"methods.{name}", reason)
         for needed in method.generators():
             if method.joint and experiment.generators[needed].per_pair:
                 fail(
@@ -91,6 +93,16 @@ def check(path: Path, experiment: Experiment) -> None:
     for name in names:
         if names.count(name) > 1:
             fail("metrics", f"two metrics give the column '{name}'")
+
+
+def unknown_class(experiment: Experiment, name: str) -> str | None:
+    """Which class of a method's pairs one of its generators does not know; None if all."""
+    for needed in experiment.methods[name].generators():
+        known = experiment.generators[needed].known_classes()
+        for pair in experiment.method_pairs(name):
+            if missing := sorted({*pair} - {*(pair if known is None else known)}):
+                return f"generator '{needed}' knows no class {missing[0]}; add it to its `classes`"
+    return None
 
 
 def cannot_share(experiment: Experiment, name: str) -> str | None:

@@ -137,6 +137,10 @@ class GeneratorOptions(Options):
         """Ids of the generators that must be trained before this one."""
         return ()
 
+    def known_classes(self) -> tuple[int, ...] | None:
+        """The labels that it can be told; None: all."""
+        return None
+
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Why it cannot work with the generators it requires; None if it can."""
         return None

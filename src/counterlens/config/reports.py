@@ -20,14 +20,16 @@ class Row(Model):
 
 
 class Claim(Model):
-    """What a paper says of a table, to be checked with our numbers.
+    """What is said of a table, to be checked with our numbers.
 
     `columns`: the first of them that is available decides. `relation`: `highest` and `lowest` set
     `method` against the others, `at-most` against `value`; `falls` says that no row of `against`,
-    in order, is above the one before it, `method` being the first.
+    in order, is above the one before it, `method` being the first. `whose`: the claim is the
+    paper's, or what we expect where it says nothing.
     """
 
     text: str
+    whose: Literal["paper", "ours"] = "paper"
     columns: tuple[str, ...] = Field(min_length=1)
     relation: Literal["highest", "lowest", "at-most", "falls"]
     method: Identifier

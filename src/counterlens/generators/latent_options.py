@@ -56,6 +56,10 @@ class LatentOptions(GeneratorOptions):
     least_sampled: float = 0.9
     least_returned: float = 0.9
 
+    def known_classes(self) -> tuple[int, ...]:
+        """`classes`."""
+        return self.classes
+
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """A class has one condition."""
         if len({*self.classes}) < len(self.classes):

@@ -86,6 +86,8 @@ class StableDiffusion(LatentDiffusion):
                 timestep_spacing="leading",
             ),
         )
+        if (kind := self.scheduler.config.prediction_type) != "epsilon":
+            raise UserError(f"{options.model}: its UNet predicts '{kind}', not the noise (epsilon)")
         config = self.autoencoder.config
         self.scale: Tensor
         self.register_buffer("scale", torch.tensor(float(config.scaling_factor)))

@@ -19,7 +19,7 @@ from counterlens.generators.latent import LatentDiffusion
 from counterlens.methods.background import Background, BackgroundKeeper
 from counterlens.methods.base import Explanation, Method, Task
 from counterlens.methods.blended_diffusion import BlendedSampler
-from counterlens.methods.eced_options import ECEDOptions
+from counterlens.methods.eced_options import THRESHOLDS, ECEDOptions
 from counterlens.methods.edit_region import EditRegion, Region
 from counterlens.methods.filtered_attack import children
 
@@ -40,7 +40,8 @@ class Attack:
         target_probability: (N, updates + 1), the classifier's on each rendering; the last one's
             from there on where an image was finished earlier.
         angle: (N, updates) in degrees, between the gradient and its part in the region
-            (Propositions 1 and 2).
+            (Proposition 1).
+        gradient: (N, c, h, w), of the first update, not pruned; zeros without updates.
         updates: (N,), how many were made.
     """
 
@@ -48,6 +49,7 @@ class Attack:
     initial: Tensor
     target_probability: Tensor
     angle: Tensor
+    gradient: Tensor
     updates: Tensor
 
 
@@ -60,7 +62,10 @@ class ECED(Method):
     `reconstruction`, `reconstruction_clean` (N, C, H, W): D* of z^init with fresh noise of the
     lowest level, and without, before the attack.
     `attack_probability` (N, updates + 1), `angle` (N, updates), `updates` (N,): see `Attack`.
-    `variants` (N, V, C, H, W), `variant_masks` (N, V, 1, H, W): of the options' `sweep`.
+    `angle_by_threshold` (N, len(THRESHOLDS)): degrees between the gradient of the first update and
+        its part in the region that each threshold would give (Proposition 2); 90 for an empty one.
+    `variants` (N, V, C, H, W), `variant_masks` (N, V, 1, H, W), `variant_found` (N, V): of the
+        options' `sweep`.
     """
 
     def __init__(self, options: Options, task: Task) -> None:
@@ -86,18 +91,29 @@ class ECED(Method):
         options = self.options
         own, *others = children(randomness, 1 + len(options.sweep))
         activation, entropy = self.region.activation(x, source)
-        found = self.explain_region(x, source, target, self.region.choose(activation), own)
+        found, gradient = self.explain_region(
+            x, source, target, self.region.choose(activation), own
+        )
         extras = {"activation_map": activation, "weight_entropy": entropy, **found.extras}
+        if options.updates:
+            extras["angle_by_threshold"] = torch.stack(
+                [
+                    degrees_between(gradient, gradient * self.region.above(activation, threshold))
+                    for threshold in THRESHOLDS
+                ],
+                dim=1,
+            )
         if options.sweep:
             variants = [
                 self.explain_region(
                     x, source, target, self.region.choose(activation, threshold), random
-                )
+                )[0]
                 for threshold, random in zip(options.sweep, others, strict=True)
             ]
             extras["variants"] = torch.stack([each.counterfactual for each in variants], dim=1)
             masks = [each.extras["edit_mask"] for each in variants]
             extras["variant_masks"] = torch.stack(masks, dim=1)
+            extras["variant_found"] = torch.stack([each.found for each in variants], dim=1)
         return replace(found, extras=extras)
 
     def explain_region(
@@ -107,8 +123,8 @@ class ECED(Method):
         target: Tensor,
         region: Region,
         randomness: Sequence[torch.Generator],
-    ) -> Explanation:
-        """Phases 2 and 3 for given regions."""
+    ) -> tuple[Explanation, Tensor]:
+        """Phases 2 and 3 for given regions, and the gradient of the first update."""
         of_background, of_check, of_attack = children(randomness, 3)
         background = self.keeper.fit(x, region.latent, region.image, of_background)
         everyone = torch.arange(len(x), device=x.device)
@@ -131,7 +147,7 @@ class ECED(Method):
             "angle": attack.angle,
             "updates": attack.updates,
         }
-        return Explanation(counterfactual, answered == target, extras)
+        return Explanation(counterfactual, answered == target, extras), attack.gradient
 
     def attack(
         self,
@@ -155,6 +171,7 @@ class ECED(Method):
         images: Tensor | None = None
         probability = mask.new_zeros(count, options.updates + 1)
         angle = mask.new_zeros(count, options.updates)
+        first = torch.zeros_like(ends)
         updates = torch.zeros(count, device=mask.device)
         active = torch.arange(count, device=mask.device)
         fixed = self.sampler.noise(randomness, initial) if options.fixed_noise else None
@@ -178,6 +195,8 @@ class ECED(Method):
             if number == options.updates:
                 break
             (gradient,) = torch.autograd.grad(loss, now)
+            if number == 0:
+                first = gradient
             pruned = gradient * mask[active]
             angle[active, number:] = degrees_between(gradient, pruned)[:, None]
             step = torch.zeros_like(initial)
@@ -188,7 +207,7 @@ class ECED(Method):
             if not len(active):
                 break
         assert images is not None
-        return Attack(images, ends, probability, angle, updates)
+        return Attack(images, ends, probability, angle, first, updates)
 
     def finished(self, probability: Tensor, number: int) -> Tensor:
         """Which images (n,) need no further update after rendering `number`."""

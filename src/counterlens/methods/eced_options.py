@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from counterlens.config import GeneratorOptions, MethodOptions
+
+THRESHOLDS = tuple(step / 20 for step in range(20))
+"""Where the angle of the first update is measured: xi of 0 to 0.95 (Proposition 2)."""
 
 
 class RegionOptions(MethodOptions):
@@ -20,8 +23,7 @@ class RegionOptions(MethodOptions):
         layer: which of the classifier's feature maps ScoreCAM weighs, from the last, -1.
         score: `prob_increase` is the class's probability less that of a blank image; `logit` is
             the raw logit, as in the grad-cam package.
-        blank: what an image is where the map is 0: the middle of the range, which is 0 for the
-            network after normalisation, or black.
+        blank: what an image is where the map is 0: the middle of the range, or black.
         downsample: how the mask comes to the size of the latents. `area` keeps a cell that is
             covered by more than half, `maxpool` one that is touched.
         dilate: by how many cells the latent mask grows.
@@ -89,8 +91,9 @@ class SamplerOptions(MethodOptions):
         chosen = generators[self.generator]
         if not hasattr(chosen, "classes") or not hasattr(chosen, "drop"):
             return f"'{self.generator}' is no latent diffusion model"
-        if self.guidance != 1 and not getattr(chosen, "drop", 0):
-            return f"guidance needs a null condition, and '{self.generator}' is trained with drop 0"
+        if not getattr(chosen, "drop", 0) and (self.guidance != 1 or self.condition == "null"):
+            told = "guidance" if self.guidance != 1 else "condition: null"
+            return f"{told} needs a null condition, and '{self.generator}' is trained with drop 0"
         return None
 
 
@@ -115,4 +118,4 @@ class ECEDOptions(RegionOptions, BackgroundOptions, SamplerOptions):
     prune: bool = True
     stop_at: float | None = Field(default=None, gt=0, lt=1)
     fixed_noise: bool = False
-    sweep: tuple[float, ...] = ()
+    sweep: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()

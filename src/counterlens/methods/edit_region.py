@@ -55,6 +55,7 @@ class EditRegion:
             tapped = TappedClassifier(self.classifier, self.options.layer, blank)
             cam = BatchedScoreCAM(tapped.eval(), self.options.score)
             found = torch.from_numpy(cam(x - blank, source.tolist()))
+        logger.info("ScoreCAM: entropy of the weights %.3f of 1", float(cam.entropy.mean()))
         return found[:, None].clamp(0, 1).to(x), cam.entropy.to(x)
 
     def choose(self, activation: Tensor, threshold: float | None = None) -> Region:
@@ -72,9 +73,8 @@ class EditRegion:
         if threshold is None and options.area is not None:
             flat = activation.flatten(1)
             bound = flat.quantile(1 - options.area, dim=1)[:, None, None, None]
-        above = (activation > bound).to(activation)
         height, width = self.model.latent_size
-        mask = self.shrunk(self.enlarge(above))
+        mask = self.above(activation, bound)
         cells = functional.adaptive_avg_pool2d(self.enlarge(activation), (height, width)).flatten(1)
         least = max(1, round(LEAST_SHARE * height * width))
         top = torch.zeros_like(cells).scatter(1, cells.topk(least, dim=1).indices, 1.0)
@@ -87,9 +87,16 @@ class EditRegion:
             logger.warning("%d of %d regions cover more than 90 %% of the image", wide, len(mask))
         return Region(mask, self.in_pixels(mask))
 
+    def above(self, activation: Tensor, bound: Tensor | float) -> Tensor:
+        """Latent masks (N, 1, h, w) of where maps (N, 1, H, W) lie above a bound; may be empty.
+
+        Those of a larger bound lie inside those of a smaller one.
+        """
+        return self.shrunk(self.enlarge((activation > bound).to(activation)))
+
     def enlarge(self, values: Tensor) -> Tensor:
         """Values (N, 1, H, W) in [0, 1] in the size of the autoencoder; 0 where it is padded."""
-        return (self.model.to_model(2 * values - 1) + 1) / 2
+        return (self.model.to_model(2 * values - 1)[:, :1] + 1) / 2
 
     def shrunk(self, mask: Tensor) -> Tensor:
         """A mask in the size of the autoencoder to one in that of the latents, 0 and 1."""

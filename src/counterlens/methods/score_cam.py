@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.classifiers.base import Classifier
+from counterlens.errors import UserError
 
 BATCH = 512
 
@@ -37,6 +38,8 @@ class TappedClassifier(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] - blank to logits (N, classes)."""
         maps = self.classifier.maps(v + self.blank)
+        if -self.layer > len(maps):
+            raise UserError(f"layer: {self.layer}, but the classifier has {len(maps)} feature maps")
         self.tap(maps[self.layer])
         return self.classifier.classify(maps[-1])
 
@@ -64,17 +67,15 @@ class BatchedScoreCAM(ScoreCAM):
         with torch.inference_mode():
             maps = torch.from_numpy(activations).to(input_tensor.device)
             count, channels = maps.shape[:2]
-            maps = functional.interpolate(
-                maps, input_tensor.shape[-2:], mode="bilinear", align_corners=True
-            )
-            low, high = maps.amin(dim=(2, 3), keepdim=True), maps.amax(dim=(2, 3), keepdim=True)
-            seen = ((maps - low) / (high - low + 1e-8)).flatten(0, 1)
+            low, high = maps.amin(dim=(2, 3)), maps.amax(dim=(2, 3))
             wanted = torch.as_tensor(targets, device=input_tensor.device)
             place = torch.arange(count * channels, device=input_tensor.device)
             scores = torch.cat(
                 [
                     self.scored(
-                        input_tensor[part // channels] * seen[part, None], wanted[part // channels]
+                        input_tensor[part // channels]
+                        * seen_through(maps.flatten(0, 1)[part], input_tensor.shape[-2:]),
+                        wanted[part // channels],
                     )
                     for part in place.split(BATCH)
                 ]
@@ -83,8 +84,7 @@ class BatchedScoreCAM(ScoreCAM):
                 blank = self.scored(torch.zeros_like(input_tensor), wanted)
                 scores = scores - blank.repeat_interleave(channels)
             scores = scores.unflatten(0, (count, channels))
-            constant = (high == low)[:, :, 0, 0]
-            weights = scores.masked_fill(constant, -torch.inf).softmax(dim=1).nan_to_num(0.0)
+            weights = scores.masked_fill(high == low, -torch.inf).softmax(dim=1).nan_to_num(0.0)
             spread = -torch.special.xlogy(weights, weights).sum(dim=1)
             self.entropy = spread / np.log(max(2, channels))
             return weights.cpu().numpy()
@@ -95,3 +95,10 @@ class BatchedScoreCAM(ScoreCAM):
         if self.score == "prob_increase":
             logits = logits.softmax(dim=1)
         return logits.gather(1, wanted[:, None])[:, 0]
+
+
+def seen_through(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Feature maps (n, h, w) in the size of the images, (n, 1, H, W), each scaled to [0, 1]."""
+    wide = functional.interpolate(maps[:, None], size, mode="bilinear", align_corners=True)
+    low, high = wide.amin(dim=(2, 3), keepdim=True), wide.amax(dim=(2, 3), keepdim=True)
+    return (wide - low) / (high - low + 1e-8)

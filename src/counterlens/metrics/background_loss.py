@@ -58,7 +58,7 @@ class BackgroundLoss(Metric):
         """Both columns, (N,); 0 for an image without background.
 
         Raises:
-            NotAvailable: the method keeps no reconstruction.
+            NotAvailable: the method keeps no reconstruction, or no image has a background.
         """
         return {
             "background_loss": self.loss(cf, "reconstruction").numpy(),
@@ -69,7 +69,8 @@ class BackgroundLoss(Metric):
         """Mean over the drawn images, and 1.96 s / sqrt(n).
 
         Raises:
-            NotAvailable: the method keeps no reconstruction, or there are not two images.
+            NotAvailable: the method keeps no reconstruction, no image has a background, or there
+                are not two images.
         """
         losses = torch.cat(
             [
@@ -92,5 +93,7 @@ class BackgroundLoss(Metric):
             raise NotAvailable("the method keeps no reconstruction of its queries")
         error = (cf.extras[name].double() - require_query(cf).double()).square().mean(dim=1)
         background = 1 - cf.extras["edit_mask"][:, 0].double()
+        if len(background) and not background.any():
+            raise NotAvailable("the whole image may be edited: there is no background")
         total = (error * background).flatten(1).sum(dim=1)
         return total / background.flatten(1).sum(dim=1).clamp(min=1)

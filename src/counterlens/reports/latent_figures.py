@@ -8,6 +8,7 @@ import numpy as np
 
 from counterlens.config import Experiment, Figure
 from counterlens.errors import UserError
+from counterlens.methods.eced_options import THRESHOLDS
 from counterlens.reports import aggregate, drawing
 
 if TYPE_CHECKING:
@@ -43,28 +44,31 @@ def draw_latents(figure: Figure, experiment: Experiment) -> Canvas:
 
 
 def draw_diversity(figure: Figure, experiment: Experiment) -> Canvas:
-    """Queries, their variants and below each its mask; a variant's answer stands under it."""
+    """Queries and their variants; below each its mask, and whether it is of the target class."""
     method = figure.methods[0]
     sweep = getattr(experiment.methods[method], "sweep", ())
-    parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
     for direction in figure.directions:
         tensors, _ = drawing.load_set(experiment, method, direction)
         variants = drawing.tensor_of(tensors, "variants", figure, method)
         masks = drawing.tensor_of(tensors, "variant_masks", figure, method)
+        found = drawing.tensor_of(tensors, "variant_found", figure, method)
         name = aggregate.direction_name(experiment, direction)
         for row in range(min(figure.images, len(variants))):
-            parts.append((name, tensors["query"][row], variants[row], masks[row]))
+            parts.append((name, tensors["query"][row], variants[row], masks[row], found[row]))
     columns = 1 + len(sweep)
     canvas = drawing.canvas(1.3 * columns, 2.7 * len(parts) + 0.3)
     grid = canvas.subplots(2 * len(parts), columns, squeeze=False)
-    for place, (name, query, variants, masks) in enumerate(parts):
+    for place, (name, query, variants, masks, found) in enumerate(parts):
         above, below = grid[2 * place], grid[2 * place + 1]
         drawing.show(above[0], query)
         above[0].set_ylabel(name, fontsize=9)
         below[0].axis("off")
-        for column, (variant, mask) in enumerate(zip(variants, masks, strict=True), start=1):
+        shown = enumerate(zip(variants, masks, found, strict=True), start=1)
+        for column, (variant, mask, valid) in shown:
             drawing.show(above[column], variant)
             drawing.show(below[column], mask)
+            above[column].set_xlabel("valid" if valid else "not valid", fontsize=8)
     grid[0][0].set_title("query", fontsize=9)
     for axes, threshold in zip(grid[0][1:], sweep, strict=True):
         axes.set_title(f"ξ = {threshold:g}", fontsize=9)
@@ -74,8 +78,9 @@ def draw_diversity(figure: Figure, experiment: Experiment) -> Canvas:
 def draw_angle(figure: Figure, experiment: Experiment) -> Canvas:
     """The angle between gradient and pruned gradient by threshold (Propositions 1 and 2).
 
-    Left: of the first update, each line one query, the mean in colour. Then, over the updates:
-    the mean angle and the mean target probability for each threshold.
+    Left: one gradient of each query, that of the first method's first update, pruned by the region
+    of each threshold; the mean in colour. Then, over the updates of every method: the mean angle
+    and the mean target probability.
     """
     import matplotlib
 
@@ -85,21 +90,25 @@ def draw_angle(figure: Figure, experiment: Experiment) -> Canvas:
     thresholds = [float(getattr(experiment.methods[name], "threshold", -1)) for name in methods]
     angles: list[np.ndarray] = []
     traces: list[np.ndarray] = []
+    starts = np.empty((0, len(THRESHOLDS)))
     for method in methods:
         found = [drawing.load_set(experiment, method, d)[0] for d in figure.directions]
         angles.append(
             np.concatenate([drawing.tensor_of(each, "angle", figure, method) for each in found])
         )
         traces.append(np.concatenate([each["attack_probability"] for each in found]))
+        if method == figure.methods[0]:
+            name = "angle_by_threshold"
+            parts = [drawing.tensor_of(each, name, figure, method) for each in found]
+            starts = np.concatenate(parts)
     if min(each.shape[1] for each in angles) == 0 or len({len(each) for each in angles}) > 1:
         raise UserError(
             f"config/figures/{figure.name}.yaml: the methods must make updates, of the same images"
         )
     canvas = drawing.canvas(11, 3.2)
     first, second, third = canvas.subplots(1, 3)
-    starts = np.stack([each[:, 0] for each in angles], axis=1)
-    first.plot(thresholds, starts.T, color="#9ca3af", lw=0.6, alpha=0.5)
-    first.plot(thresholds, starts.mean(axis=0), color=drawing.TARGET, lw=2, marker="o")
+    first.plot(THRESHOLDS, starts.T, color="#9ca3af", lw=0.6, alpha=0.5)
+    first.plot(THRESHOLDS, starts.mean(axis=0), color=drawing.TARGET, lw=2)
     first.set(xlabel="ξ", ylabel="angle at the first update in degrees", ylim=(0, 90))
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.85, len(methods)))
     for threshold, angle, trace, colour in zip(thresholds, angles, traces, colours, strict=True):

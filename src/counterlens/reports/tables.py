@@ -180,7 +180,8 @@ def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> s
     """Whether our numbers bear a claim out, with these numbers."""
     found = {(e.method, e.column.name): e for e in entries if e.experiment == experiment}
     methods = (claim.method, *claim.against)
-    start = f"Claim of the paper, {experiment}: {claim.text}"
+    whose = "Claim of the paper" if claim.whose == "paper" else "Our expectation"
+    start = f"{whose}, {experiment}: {claim.text}"
     cells: list[Entry] = []
     values: list[float] = []
     for column in claim.columns:
