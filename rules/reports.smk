@@ -17,6 +17,7 @@ rule found:
         runtime=10,
     params:
         scale=project.scale,
+        settings=project.found_settings,
     message:
         "recording what was found from {wildcards.source} to {wildcards.target}"
         " ({wildcards.experiment})"

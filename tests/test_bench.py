@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -116,9 +117,29 @@ def test_methods_may_be_chosen(experiment: Experiment) -> None:
     assert not result["skipped"]
 
 
+def test_a_method_beside_another(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = bench.run(experiment, CPU, "4-9", 2, 1, methods=["c3lt", "pgd"], beside="c3lt")
+    assert "beside" not in result["methods"]["c3lt"]
+    found = result["methods"]["pgd"]["beside"]
+    assert found["name"] == "c3lt" and found["ratio"] > 0 and found["seconds_per_image"] > 0
+    assert "x the time of c3lt" in capsys.readouterr().out
+
+
+def test_networks_need_no_training(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(layout.RESULTS / "tiny")
+    result = bench.run(experiment, CPU, "4-9", 2, 1, untrained=True)
+    assert set(result["methods"]) == {"c3lt", "untrained", "pgd"} and result["untrained"]
+    assert "untrained networks" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"beside": "nope"}, "--beside nope: unknown; allowed: c3lt, "),
         ({"pair": "4_9"}, "--pair 4_9: experiment tiny has 4-9, 3-8"),
         ({"methods": ["nope"]}, "--method nope: unknown; allowed: c3lt, "),
         ({"images": 0}, "at least 1"),

@@ -224,6 +224,13 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda e: e["methods"].update({"original-data": e["methods"]["pgd"]}),
         ("methods.original-data: this name is reserved",),
     ),
+    "class that a generator does not know": (
+        lambda e: (
+            e["generators"].update(latent={"kind": "latent-diffusion", "classes": [3, 4, 8]}),
+            e["methods"].update(eced={"kind": "eced", "generator": "latent"}),
+        ),
+        ("methods.eced: generator 'latent' knows no class 9; add it to its `classes`",),
+    ),
     "column twice": (
         lambda e: e["metrics"].append({"kind": "validity"}),
         ("metrics: two metrics give the column 'validity'",),

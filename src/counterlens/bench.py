@@ -3,8 +3,8 @@
 For every method of an experiment: seconds per counterfactual; the ratio to the bare network passes
 that the method cannot do without, timed in turn with it; for PGD the ratio to torchattacks on the
 same model and images; for CEM and CVE the ratio to the search as published, one image at a time;
-for a method whose diffusion model explains in bfloat16 what float32 would change. Images are on
-the device before the clock starts.
+for a method whose diffusion model explains in bfloat16 what float32 would change; and on request
+the ratio to another method of the experiment. Images are on the device before the clock starts.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from counterlens import __version__, bench_references, layout
+from counterlens import __version__, bench_references, layout, plugins
+from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, Pair, pair_name
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
+from counterlens.generators import base as generators
 from counterlens.generators.diffusion_options import DiffusionOptions
 from counterlens.methods import base
 from counterlens.methods.ace import ACE
@@ -56,13 +58,17 @@ def run(
     peer: str | None = None,
     sequential: int = 0,
     warm_up: int = WARM_UP,
+    beside: str | None = None,
+    untrained: bool = False,
 ) -> dict[str, Any]:
     """Measure, print, and write `results/benchmarks/<experiment>.json`.
 
     The queries are one batch of test images of the first class of `pair` (default: the first pair);
     trained models are read from `results/`, a method without them is skipped with the reason.
     `methods` empty means all; `peer` is compared with every `pgd` method, and the search as
-    published, on the first `sequential` images, with every `cem` and `cve` method.
+    published, on the first `sequential` images, with every `cem` and `cve` method. `beside` is a
+    method that each other one is compared with. `untrained` networks have fresh weights: enough for
+    a method whose work does not depend on them.
 
     Raises:
         UserError: an argument does not fit the experiment, the peer is not installed, or no method
@@ -73,16 +79,19 @@ def run(
     if sequential < 0 or warm_up < 0:
         raise UserError(f"--sequential {sequential} --warm-up {warm_up}: neither may be negative")
     chosen = _pair(experiment, pair)
-    for name in methods:
+    for name in (*methods, *([beside] if beside else [])):
         if name not in experiment.methods:
-            raise UserError(f"--method {name}: unknown; allowed: {', '.join(experiment.methods)}")
+            option = "--method" if name in methods else "--beside"
+            raise UserError(f"{option} {name}: unknown; allowed: {', '.join(experiment.methods)}")
     attacks = _import(peer) if peer else None
     source, target = chosen
     data = load_split(layout.prepared(experiment.dataset.name, "test"), [source])
     x = data.images[:images].to(device, memory_format=torch.channels_last)
     sources, targets = (torch.full((len(x),), label, device=device) for label in chosen)
     seeds = (experiment.seed, experiment.name, "bench", data.index[:images].tolist())
-    judge = _judge(experiment, device)
+    judge = None if untrained else _judge(experiment, device)
+    load = fresh if untrained else base.load
+    other = load(experiment, beside, chosen, device) if beside else None
     measured: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name in methods or experiment.methods:
@@ -90,7 +99,7 @@ def run(
             skipped[name] = f"is not run on the pair {pair_name(chosen)}"
             continue
         try:
-            method = base.load(experiment, name, chosen, device)
+            method = load(experiment, name, chosen, device)
         except UserError as error:
             skipped[name] = str(error)
             continue
@@ -106,9 +115,12 @@ def run(
             attacks,
             sequential,
             warm_up,
-            base.load(exact, name, chosen, device) if exact else None,
+            load(exact, name, chosen, device) if exact else None,
             judge,
+            None if name == beside else other,
         )
+        if "beside" in entry:
+            entry["beside"]["name"] = beside
         measured[name] = {"kind": experiment.methods[name].kind, **entry}
     if not measured:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -120,6 +132,7 @@ def run(
         "images": len(x),
         "repeats": repeats,
         "warm_up": warm_up,
+        "untrained": untrained,
         "device": devices.describe(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -144,12 +157,13 @@ def measure(
     warm_up: int = WARM_UP,
     exact: Method | None = None,
     judge: FeatureExtractor | None = None,
+    beside: Method | None = None,
 ) -> dict[str, Any]:
     """One method on one batch x (N, C, H, W): ours, its bare passes and what it is compared with.
 
     `attacks` is the module torchattacks, or None; `sequential` is the number of images for the
     search one image at a time; `exact` is the same method in float32, `judge` tells how far both
-    change the images.
+    change the images; `beside` is another method.
     """
     state = [one.get_state() for one in randomness]
 
@@ -174,10 +188,14 @@ def measure(
         rivals["sequential"] = alone
     if exact is not None:
         rivals["float32"] = lambda: exact.explain(x, source, target, again()).counterfactual
+    if beside is not None:
+        rivals["beside"] = lambda: beside.explain(x, source, target, again())
     seconds = interleaved(rivals, repeats, x.device, warm_up)
     entry: dict[str, Any] = {"seconds_per_image": statistics.median(seconds["ours"]) / len(x)}
     if least:
         entry["bare"] = {"passes": least[0], **_versus(seconds, "bare", len(x))}
+    if beside is not None:
+        entry["beside"] = _versus(seconds, "beside", len(x))
     if "peer" in rivals:
         valid = {name: _validity(method, rivals[name](), target) for name in ("ours", "peer")}
         agree = abs(valid["ours"] - valid["peer"]) <= TOLERANCE
@@ -201,6 +219,21 @@ def measure(
         if entry["sequential"]["agree"]:
             entry["sequential"] |= _speed_up(seconds, len(x), entry["sequential"]["images"])
     return entry
+
+
+def fresh(experiment: Experiment, name: str, pair: Pair, device: torch.device) -> Method:
+    """One of the experiment's methods with untrained networks throughout."""
+    options = experiment.methods[name]
+    classifier = classifiers.create(experiment)
+    models = {each: generators.create(experiment, each) for each in options.generators()}
+    for model in (classifier, *models.values()):
+        devices.freeze(model, device)
+    shape = experiment.dataset.shape
+    task = base.Task(classifier, models, shape, (pair,), device, experiment.seed)
+    method = plugins.create("methods", options, Method, task)
+    if options.trainable:
+        devices.freeze(method.trained(), device)
+    return method
 
 
 def in_float32(experiment: Experiment, name: str) -> Experiment | None:
@@ -330,11 +363,14 @@ def report(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['experiment']} ({result['scale']}), {source} to {target}: {result['images']} "
         f"images, median of {result['repeats']}, {result['device']}"
+        + (", untrained networks" if result["untrained"] else "")
     ]
     for name, entry in result["methods"].items():
         line = f"  {name}: {entry['seconds_per_image']:.3g} s per counterfactual"
         if "bare" in entry:
             line += f"; {entry['bare']['ratio']:.3f} x its bare passes ({entry['bare']['passes']})"
+        if other := entry.get("beside"):
+            line += f"; {other['ratio']:.3f} x the time of {other['name']}"
         if peer := entry.get("peer"):
             both = f"validity {peer['validity']['ours']:.3f} and {peer['validity']['peer']:.3f}"
             ratio = f"{peer['ratio']:.3f} x" if peer["agree"] else "not comparable with"

@@ -146,6 +146,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--peer", choices=("torchattacks",), help="to compare PGD with")
     help = "images for the published one-at-a-time search of cem and cve (default 0: none)"
     found.add_argument("--sequential", type=int, default=0, help=help)
+    found.add_argument("--beside", help="a method that each other one is timed in turn with")
+    help = "networks with fresh weights, for methods whose work does not depend on them"
+    found.add_argument("--untrained", action="store_true", help=help)
     return whole
 
 
@@ -357,4 +360,6 @@ def bench(arguments: Arguments) -> None:
         peer=arguments.peer,
         sequential=arguments.sequential,
         warm_up=arguments.warm_up,
+        beside=arguments.beside,
+        untrained=arguments.untrained,
     )

@@ -523,6 +523,16 @@ class Workflow:
         metrics = [self.experiments[name].settings("metrics") for name in table.experiments]
         return canonical([table.model_dump(mode="json"), metrics, self.project.scale])
 
+    def found_settings(self, wildcards: Any) -> str:
+        """Parameters of `found`: what the filtered tables of the experiment ask."""
+        name = wildcards.experiment
+        asked = {
+            table.name: inputs.filtered_methods(table, self.experiments[name])
+            for table in self.tables.values()
+            if name in table.experiments
+        }
+        return canonical({table: methods for table, methods in asked.items() if methods})
+
     def figure_settings(self, wildcards: Any) -> str:
         """Parameters of `figure`."""
         return canonical(self.figures[wildcards.figure].model_dump(mode="json"))

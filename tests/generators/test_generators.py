@@ -414,3 +414,7 @@ def test_dcgan_s_quality_by_hand(create, training, answering) -> None:
     only = dataclasses.replace(given, classifier=answering(sure.repeat(2, 1)))
     gates = create("dcgan").eval().quality(only).gates()
     assert gates["confident_samples"]["passed"] and not gates["rarest_class_share"]["passed"]
+    # unless the classifier was not shown it
+    seen = dataclasses.replace(only, left_out=(1, 2), classifier=answering(sure.repeat(2, 1)))
+    quality = create("dcgan").eval().quality(seen)
+    assert quality.values["rarest_class_share"] == 1

@@ -90,6 +90,18 @@ def test_an_operation_that_is_not_known_is_told() -> None:
         cells.receptive_field(nn.Upsample(scale_factor=2), SHAPE, CPU)
 
 
+def test_what_follows_the_last_map_does_not_matter() -> None:
+    """A user's network is run to its end, and gives its maps by hooks."""
+    convolution, head = nn.Conv2d(1, 2, 3, 2, 1), nn.Linear(2, 3)
+
+    def features(x: Tensor) -> Tensor:
+        maps = convolution(x)
+        head(maps.mean(dim=(2, 3))).relu()
+        return maps
+
+    assert cells.receptive_field(features, SHAPE, CPU) == (Window(-1, 1, 2), Window(-1, 1, 2))
+
+
 def test_cells_come_back_and_are_those_of_the_pooling() -> None:
     maps = torch.rand(3, 4, 6, 8)
     parts = cells.split(maps, 2)

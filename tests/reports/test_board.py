@@ -197,6 +197,17 @@ def test_costs_are_left_out_while_any_is_missing(experiment: Any, tmp_path: Path
     assert tables.with_costs(built, {"toy": experiment}) is built
 
 
+def test_costs_are_those_of_the_directions_that_the_board_is_about(make: Make) -> None:
+    experiment = make(pairs=((4, 9), (3, 8))).experiment
+    whole, part = (
+        board.costs(experiment, {"c3lt": directions})["c3lt"]
+        for directions in (experiment.directions("c3lt"), ((4, 9), (9, 4)))
+    )
+    assert part["training_seconds"] == whole["training_seconds"] / 2
+    assert part["generator_seconds"] < whole["generator_seconds"]
+    assert board.costs(experiment, {"original-data": ((4, 9),)}) == {}
+
+
 def test_a_ranked_table_reads_nothing_but_its_declared_inputs(experiment: Any) -> None:
     before = tables.build(ranked(), {"toy": experiment})
     declared = set(inputs.table_inputs(ranked(), {"toy": experiment}))

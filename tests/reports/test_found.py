@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from counterlens import layout
-from counterlens.config import Pair, Table
+from counterlens.config import Pair, Table, load_table
 from counterlens.errors import UserError
 from counterlens.reports import found, inputs, tables
 from counterlens.runtime import files
@@ -85,6 +87,24 @@ def test_the_table_of_all_methods(made: Any) -> None:
         layout.found("toy", *d).with_suffix(s)
         for d in ((4, 9), (9, 4))
         for s in (".parquet", ".json")
+    }
+
+
+def test_the_images_that_a_table_counts_are_kept(made: Any) -> None:
+    rows = [*ROWS[:2], {"method": "c3lt-cls", "label": "L", "in_filter": False}]
+    content = table(rows=rows).model_dump(mode="json", exclude={"name"})
+    folder = Path("config/tables")
+    folder.mkdir(parents=True)
+    (folder / "toy-table.yaml").write_text(yaml.safe_dump(content))
+    plain = yaml.safe_dump({**content, "filter": "none"})
+    (folder / "toy-plain.yaml").write_text(plain)
+    found.run(made.experiment, 4, 9)
+    frame = pd.read_parquet(layout.found("toy", 4, 9).with_suffix(".parquet"))
+    assert frame.columns.tolist() == ["image", "c3lt", "pgd", "c3lt-cls", "all", "toy-table"]
+    assert frame.loc[frame["toy-table"], "image"].tolist() == [4]
+    assert found.counted(load_table("toy-table"), made.experiment) == {
+        (4, 9): [4],
+        (9, 4): [9, 12, 15],
     }
 
 

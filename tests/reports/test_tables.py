@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from counterlens import layout
-from counterlens.config import Column, MetricOptions, Row, Table, load_table, table_names
+from counterlens.config import Claim, Column, MetricOptions, Row, Table, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.reports import aggregate, inputs, printing, tables, timing
 from counterlens.reports.aggregate import Cell
@@ -196,6 +196,8 @@ CLAIM = {"columns": ["cd"], "method": "pgd", "text": "PGD is good"}
     [
         ({"relation": "highest", "against": ["c3lt"]}, "held (CD: PGD 100% 20.000, C3LT_1 2.000)"),
         ({"relation": "lowest", "against": ["c3lt"]}, "not held (CD: PGD 100% 20.000, C3LT"),
+        ({"relation": "at-least", "value": 20}, "held (CD: PGD 100% 20.000)"),
+        ({"relation": "at-least", "value": 20.1}, "not held (CD: PGD 100% 20.000)"),
         ({"relation": "at-most", "value": 20}, "held (CD: PGD 100% 20.000)"),
         ({"relation": "at-most", "value": 19.9}, "not held (CD: PGD 100% 20.000)"),
         ({"relation": "falls", "against": ["c3lt"]}, "held (CD: "),
@@ -219,8 +221,8 @@ def test_claims_are_checked(make: Make, claim: dict[str, Any], told: str) -> Non
     [
         ({"relation": "highest", "against": ["absent"]}, "'absent' is no row or column"),
         ({"relation": "highest", "columns": ["absent"]}, "'absent' is no row or column"),
-        ({"relation": "at-most"}, "has a value"),
-        ({"relation": "lowest", "value": 1}, "has a value"),
+        ({"relation": "at-most"}, "these, have a value"),
+        ({"relation": "lowest", "value": 1}, "these, have a value"),
     ],
 )
 def test_a_claim_that_cannot_be_checked(
@@ -317,6 +319,41 @@ def test_best_skips_real_images_and_keeps_ties() -> None:
     }
     assert aggregate.best(cells, column) == {"c3lt", "pgd"}
     assert aggregate.best({"c3lt": Cell("ok", 1.0)}, column) == frozenset()
+
+
+def test_sets_that_are_too_small_do_not_compete_where_size_matters() -> None:
+    cells = {
+        "c3lt": Cell("ok", 3.0, images=100),
+        "pgd": Cell("ok", 4.0, images=80),
+        "cem": Cell("ok", 1.0, images=79),
+        "original-data": Cell("ok", 0.0, images=500),
+    }
+    column = Column(name="a", label="A", direction="down", size_biased=True)
+    assert aggregate.comparable(cells, column) == {"c3lt": 3.0, "pgd": 4.0}
+    assert aggregate.best(cells, column) == {"c3lt"}
+    plain = column.model_copy(update={"size_biased": False})
+    assert aggregate.best(cells, plain) == {"cem"}
+
+
+def test_a_claim_leaves_out_sets_that_are_too_small() -> None:
+    column = Column(name="fid", label="FID", direction="down", size_biased=True)
+    sizes = {"pgd": (5.0, 100), "c3lt": (3.0, 90), "cem": (9.0, 50)}
+    entries = [
+        tables.Entry("toy", name, name.upper(), column, Cell("ok", v, images=n), None, False)
+        for name, (v, n) in sizes.items()
+    ]
+
+    def told(**changes: Any) -> str:
+        content = {"text": "t", "columns": ["fid"], "relation": "highest", "method": "pgd"}
+        claim = Claim.model_validate({**content, "against": ["c3lt", "cem"], **changes})
+        return tables.claim_in_words(claim, "toy", entries).removeprefix(
+            "Claim of the paper, toy: t: "
+        )
+
+    small = "; not compared: CEM (50 images)"
+    assert told() == f"held (FID: PGD 5.000, C3LT 3.000{small})."
+    assert told(against=["cem"]) == f"not checked{small}."
+    assert told(method="cem", against=["pgd"]) == f"not checked{small}."
 
 
 def test_numbers_are_printed_with_a_true_minus_and_no_negative_zero() -> None:

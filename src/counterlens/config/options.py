@@ -239,7 +239,8 @@ class Column(Model):
     """One number a metric gives; `scale` multiplies it when printed (1000 for KID x 1e3).
 
     It is of every image, of every counterfactual set (one direction), or of a pair: of all
-    directions that the method is run on, pooled.
+    directions that the method is run on, pooled. `size_biased`: fewer images make it larger or
+    smaller by themselves, so that only sets of about the same size may be compared.
     """
 
     name: str
@@ -248,6 +249,7 @@ class Column(Model):
     unit: str = ""
     scale: float = 1.0
     per: Literal["image", "set", "pair"] = "image"
+    size_biased: bool = False
     decimals: int = 3
 
 

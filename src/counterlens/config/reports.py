@@ -13,25 +13,29 @@ from counterlens.errors import UserError
 
 
 class Row(Model):
-    """One row of a table: a method of the experiment, or one that is not run."""
+    """One row of a table: a method of the experiment, or one that is not run.
+
+    `in_filter`: whether the table's filter asks it, too.
+    """
 
     method: Identifier
     label: str
+    in_filter: bool = True
 
 
 class Claim(Model):
     """What is said of a table, to be checked with our numbers.
 
     `columns`: the first of them that is available decides. `relation`: `highest` and `lowest` set
-    `method` against the others, `at-most` against `value`; `falls` says that no row of `against`,
-    in order, is above the one before it, `method` being the first. `whose`: the claim is the
-    paper's, or what we expect where it says nothing.
+    `method` against the others, `at-most` and `at-least` against `value`; `falls` says that no row
+    of `against`, in order, is above the one before it, `method` being the first. `whose`: the claim
+    is the paper's, or what we expect where it says nothing.
     """
 
     text: str
     whose: Literal["paper", "ours"] = "paper"
     columns: tuple[str, ...] = Field(min_length=1)
-    relation: Literal["highest", "lowest", "at-most", "falls"]
+    relation: Literal["highest", "lowest", "at-most", "at-least", "falls"]
     method: Identifier
     against: tuple[Identifier, ...] = ()
     value: float | None = None
@@ -122,8 +126,10 @@ def _check_claims(path: Path, table: Table) -> None:
             raise UserError(
                 f"{path}: claims.{place}: '{wrong[0]}' is no row or column of the table"
             )
-        if (claim.value is None) == (claim.relation == "at-most"):
-            raise UserError(f"{path}: claims.{place}: at-most, and only that, has a value")
+        if (claim.value is None) == (claim.relation in ("at-most", "at-least")):
+            raise UserError(
+                f"{path}: claims.{place}: at-most and at-least, and only these, have a value"
+            )
 
 
 def table_names() -> list[str]:

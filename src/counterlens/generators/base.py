@@ -29,6 +29,7 @@ class Training:
         classifier: the explained classifier, frozen; None where the options do not use it.
         generators: the generators it requires, frozen, by id.
         labels, test_labels: int64 (N,), the classes of the images.
+        left_out: classes that the classifier was not shown and so does not answer.
     """
 
     images: Tensor
@@ -40,6 +41,7 @@ class Training:
     checkpoint: Checkpoint | None = None
     labels: Tensor | None = None
     test_labels: Tensor | None = None
+    left_out: tuple[int, ...] = ()
 
 
 class Generator(nn.Module, ABC):
@@ -157,13 +159,14 @@ def autoencoder_sheet(model: Generator, training: Training) -> Tensor:
 
 
 def sample_quality(samples: Tensor, training: Training) -> Quality:
-    """Share of samples the classifier is sure of, and how evenly they cover the classes."""
+    """Share of samples the classifier is sure of, and how evenly they cover its classes."""
     assert training.classifier is not None
     found = training.classifier.probabilities(samples)
-    share = found.argmax(dim=1).bincount(minlength=found.shape[1]) / len(found)
+    known = [label for label in range(found.shape[1]) if label not in training.left_out]
+    share = found.argmax(dim=1).bincount(minlength=found.shape[1])[known] / len(found)
     values = {
         "confident_samples": float((found.amax(dim=1) >= 0.9).float().mean()),
         "rarest_class_share": float(share.min()),
     }
-    gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / found.shape[1]}
+    gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / len(known)}
     return Quality(values, at_least=gates)

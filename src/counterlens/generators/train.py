@@ -46,6 +46,7 @@ def run(experiment: Experiment, name: str, scope: str, device: torch.device) -> 
         checkpoint=Checkpoint(settings, inputs),
         labels=train_images.labels,
         test_labels=test_images.labels,
+        left_out=experiment.classifier.left_out,
     )
     torch.manual_seed(seed)
     model = base.create(experiment, name)

@@ -53,11 +53,14 @@ class Window:
 
 
 class _Trace(TorchDispatchMode):
-    """The windows of every map that is computed from x, by what each layer does to the sides."""
+    """The windows of every map that is computed from x, by what each layer does to the sides.
+
+    A map behind an operation of which that is not known has the operation's name in their place.
+    """
 
     def __init__(self, x: Tensor) -> None:
         super().__init__()
-        self.known: dict[int, tuple[Tensor, tuple[Window, Window]]] = {}
+        self.known: dict[int, tuple[Tensor, tuple[Window, Window] | str]] = {}
         self.known[id(x)] = (x, (Window(), Window()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,8 +74,13 @@ class _Trace(TorchDispatchMode):
 
     def windows(
         self, func: Any, args: Any, seen: list[Tensor], maps: Tensor
-    ) -> tuple[Window, Window]:
-        before = [self.known[id(part)][1] for part in seen]
+    ) -> tuple[Window, Window] | str:
+        before: list[tuple[Window, Window]] = []
+        for part in seen:
+            behind = self.known[id(part)][1]
+            if isinstance(behind, str):
+                return behind
+            before.append(behind)
         name = func.overloadpacket.__name__
         if name == "convolution" and not args[6]:
             kernel, (stride, padding, dilation) = args[1].shape[2:], args[3:6]
@@ -88,10 +96,7 @@ class _Trace(TorchDispatchMode):
             )
             return first, second
         else:
-            raise UserError(
-                f"the classifier computes its last feature map through '{name}': the pixels that a "
-                "cell sees are not known; use composition: tile"
-            )
+            return name
         first, second = (
             before[0][axis].through(
                 *(int(value[axis % len(value)]) for value in (kernel, stride, padding, dilation))
@@ -115,7 +120,13 @@ def receptive_field(
         x = torch.zeros(1, *shape, device=device)
         with _Trace(x) as trace:
             maps = features(x)
-    return trace.known[id(maps)][1]
+    found = trace.known[id(maps)][1]
+    if isinstance(found, str):
+        raise UserError(
+            f"the classifier computes its last feature map through '{found}': the pixels that a "
+            "cell sees are not known; use composition: tile"
+        )
+    return found
 
 
 def split(maps: Tensor, side: int) -> Tensor:

@@ -41,6 +41,7 @@ class Options(MethodOptions):
     """
 
     trainable: ClassVar[bool] = True
+    requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
         "cell",
         "distractor",

@@ -35,6 +35,7 @@ class Options(MetricOptions):
                 label="FID" if standard else "FID-oracle",
                 direction="down",
                 per="set" if self.against == "training" else "pair",
+                size_biased=True,
                 decimals=2,
             ),
         )

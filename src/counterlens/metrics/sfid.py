@@ -40,6 +40,7 @@ class Options(MetricOptions):
                 label="sFID" if standard else "sFID-oracle",
                 direction="down",
                 per="pair",
+                size_biased=True,
                 decimals=2,
             ),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from counterlens.reports import inputs
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 
+LEAST_SHARE = 0.8
+"""Of the images of the largest set, those that a set needs to be compared where size matters."""
 NONE_FOUND_BY_ALL = "there is no image for which every row found a counterfactual"
 Status = Literal["ok", "not run", "skipped", "not available", "not defined"]
 
@@ -200,13 +203,28 @@ def _has(direction: _Direction, column: str) -> bool:
     return column in direction.per_set or column in direction.per_image.columns
 
 
-def best(cells: Mapping[str, Cell], column: Column) -> frozenset[str]:
-    """The methods with the best printed value of a column; real images do not compete."""
-    values = {
-        method: round(cell.value, column.decimals)
+def comparable(cells: Mapping[str, Cell], column: Column) -> dict[str, float]:
+    """The printed values that may be set against each other, by method.
+
+    Not those of real images; of a size-biased column only those of about as many images as the
+    largest set has.
+    """
+    run = {
+        method: cell
         for method, cell in cells.items()
-        if cell.status == "ok" and cell.value is not None and method != ORIGINAL_DATA
+        if cell.value is not None and math.isfinite(cell.value) and method != ORIGINAL_DATA
     }
+    least = LEAST_SHARE * max((cell.images for cell in run.values()), default=0)
+    return {
+        method: round(cell.value, column.decimals)
+        for method, cell in run.items()
+        if cell.value is not None and (not column.size_biased or cell.images >= least)
+    }
+
+
+def best(cells: Mapping[str, Cell], column: Column) -> frozenset[str]:
+    """The methods with the best printed value of a column, of those that may be compared."""
+    values = comparable(cells, column)
     if column.direction == "none" or len(values) < 2:
         return frozenset()
     winner = max(values.values()) if column.direction == "up" else min(values.values())

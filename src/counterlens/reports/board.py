@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from counterlens.config import ORIGINAL_DATA, Column, Experiment
+from counterlens.config import ORIGINAL_DATA, Column, Experiment, Pair
 from counterlens.reports import inputs, timing
-from counterlens.reports.aggregate import Cell
+from counterlens.reports.aggregate import Cell, comparable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,14 +34,11 @@ Cells = Mapping[str, Mapping[str, Cell]]
 def ranks(cells: Mapping[str, Cell], column: Column) -> dict[str, float]:
     """The place of each method in one column, by its printed value.
 
-    1 is the best; methods of equal value share the mean of their places. Real images and methods
-    without a number have no rank; nor has any method in a column without a better direction.
+    1 is the best; methods of equal value share the mean of their places. Real images, methods
+    without a number and sets too small to be compared have no rank; nor has any method in a column
+    without a better direction.
     """
-    values = {
-        method: round(cell.value, column.decimals)
-        for method, cell in cells.items()
-        if cell.value is not None and math.isfinite(cell.value) and method != ORIGINAL_DATA
-    }
+    values = comparable(cells, column)
     if column.direction == "none" or not values:
         return {}
     placed = pd.Series(values, dtype=np.float64).rank(ascending=column.direction == "down")
@@ -77,9 +73,16 @@ def _is_run(method: str, cell: Cell) -> bool:
     return cell.status not in ("not run", "skipped") and method != ORIGINAL_DATA
 
 
-def costs(experiment: Experiment) -> dict[str, dict[str, float]]:
-    """Seconds by method and column of `COSTS`; empty as long as a timing is missing."""
-    if not all(path.is_file() for path in inputs.cost_inputs(experiment)):
+def costs(
+    experiment: Experiment, directions: Mapping[str, Sequence[Pair]]
+) -> dict[str, dict[str, float]]:
+    """Seconds by method and column of `COSTS`, on some directions of each method.
+
+    Empty as long as a timing is missing.
+    """
+    wanted = {m: chosen for m, chosen in directions.items() if m in experiment.methods}
+    paths = inputs.cost_inputs(experiment, wanted)
+    if not paths or not all(path.is_file() for path in paths):
         return {}
-    table = timing.collect(experiment).set_index("method")[list(COSTS)]
+    table = timing.collect(experiment, wanted).set_index("method")[list(COSTS)]
     return {str(method): row.to_dict() for method, row in table.iterrows()}

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import Column, Experiment, Pair, Table
+from counterlens.config import Column, Experiment, Pair, Table, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.reports import inputs
 from counterlens.runtime import files
@@ -75,14 +75,34 @@ def in_words(
     return f"{text}. {whole} are of all images." if whole else f"{text}."
 
 
+def filtered_tables(experiment: Experiment, direction: Pair) -> list[Table]:
+    """The tables that count only some images of a direction."""
+    return [
+        table
+        for table in map(load_table, table_names())
+        if experiment.name in table.experiments
+        and (asked := inputs.filtered_methods(table, experiment))
+        and direction in inputs.table_directions(table, experiment, asked[0])
+    ]
+
+
 def run(experiment: Experiment, source: int, target: int) -> None:
-    """Write the table of all methods that are run on a direction, and its counts."""
+    """Write the table of all methods that are run on a direction, and its counts.
+
+    Its column `all` is of all these methods; a column of each filtered table's name says which
+    images that table counts.
+    """
     direction = (source, target)
+    tables = filtered_tables(experiment, direction)
     methods = inputs.methods_on(experiment, direction)
     table = found_by(experiment, methods, direction)
     common = found_by_all(table)
     place = layout.found(experiment.name, source, target)
-    rows = table.assign(all=table.index.isin(common)).reset_index()
+    rows = table.assign(all=table.index.isin(common))
+    for filtered in tables:
+        counted = found_by_all(table.filter(items=inputs.filtered_methods(filtered, experiment)))
+        rows[filtered.name] = table.index.isin(counted)
+    rows = rows.reset_index()
     files.write_parquet(place.with_suffix(".parquet"), rows)
     counts = {
         "source": source,

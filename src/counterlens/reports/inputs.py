@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from counterlens import layout
@@ -55,7 +55,9 @@ def filtered_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
     """The rows that must all have found a counterfactual for an image, if a table asks for it."""
     if table.filter == "none":
         return ()
-    return tuple(m for m in table_methods(table, experiment) if m != ORIGINAL_DATA)
+    asked = {row.method for row in table.rows if row.in_filter}
+    run = table_methods(table, experiment)
+    return tuple(m for m in run if m != ORIGINAL_DATA and m in asked)
 
 
 def table_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
@@ -284,18 +286,24 @@ def sample_sheets(experiment: Experiment) -> list[Path]:
     ]
 
 
+def own_directions(experiment: Experiment) -> dict[str, tuple[Pair, ...]]:
+    """All directions of each method."""
+    return {method: experiment.directions(method) for method in experiment.methods}
+
+
 def timing_inputs(experiment: Experiment) -> list[Path]:
     """The measured seconds per image of every method and direction."""
     return [
         path
-        for method in experiment.methods
-        for path in timing_files(experiment, method, experiment.directions(method))
+        for method, directions in own_directions(experiment).items()
+        for path in timing_files(experiment, method, directions)
     ]
 
 
-def training_times(experiment: Experiment, method: str) -> list[Path]:
-    """How long the trainings took that a method uses, its own or those it borrows."""
-    trained = {experiment.training_of(method, pair) for pair in experiment.method_pairs(method)}
+def training_times(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """How long the trainings took that a method uses on some directions, own or borrowed ones."""
+    pairs = {experiment.pair_of(*direction) for direction in directions}
+    trained = {experiment.training_of(method, pair) for pair in pairs}
     return [
         layout.training_time(experiment.name, "methods", name, scope)
         for name, scope in sorted(trained)
@@ -303,10 +311,10 @@ def training_times(experiment: Experiment, method: str) -> list[Path]:
     ]
 
 
-def generator_times(experiment: Experiment, method: str) -> list[Path]:
-    """How long the trainings took of all generators that a method needs."""
+def generator_times(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
+    """How long the trainings took of all generators that a method needs on some directions."""
     needed = experiment.required_generators(experiment.methods[method].generators())
-    pairs = {pair_name(pair) for pair in experiment.method_pairs(method)}
+    pairs = {pair_name(experiment.pair_of(*direction)) for direction in directions}
     return [
         layout.training_time(experiment.name, "generators", name, scope)
         for name in needed
@@ -315,11 +323,16 @@ def generator_times(experiment: Experiment, method: str) -> list[Path]:
     ]
 
 
-def cost_inputs(experiment: Experiment) -> list[Path]:
-    """Everything that was measured of the methods' costs."""
-    found = timing_inputs(experiment)
-    for method in experiment.methods:
-        found += training_times(experiment, method) + generator_times(experiment, method)
+def cost_inputs(
+    experiment: Experiment, directions: Mapping[str, Sequence[Pair]] | None = None
+) -> list[Path]:
+    """Everything that was measured of the methods' costs, on some directions of each, or all."""
+    found: list[Path] = []
+    chosen_of = own_directions(experiment) if directions is None else directions
+    for method, chosen in chosen_of.items():
+        found += timing_files(experiment, method, chosen)
+        found += training_times(experiment, method, chosen)
+        found += generator_times(experiment, method, chosen)
     return list(dict.fromkeys(found))
 
 

@@ -93,6 +93,7 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
         if table.ranked:
             counted = [column.label for column in board.complete(cells, declared)]
             footer.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
+        footer += _too_small(table, name, cells, declared)
         footer += _failed_gates(table, experiment)
         if inputs.judged(table):
             sets = [(method, d) for d in named for method in methods if d in directions[method]]
@@ -158,7 +159,16 @@ def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:
 
     Measured times differ from run to run, and so stand only in Markdown and HTML.
     """
-    found = {name: board.costs(experiments[name]) for name in built.table.experiments}
+    found = {
+        name: board.costs(
+            experiments[name],
+            {
+                method: inputs.table_directions(built.table, experiments[name], method)
+                for method in inputs.table_methods(built.table, experiments[name])
+            },
+        )
+        for name in built.table.experiments
+    }
     if not built.table.ranked or not any(found.values()):
         return built
     absent = Cell("not available", reason="not measured")
@@ -183,26 +193,33 @@ def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> s
     whose = "Claim of the paper" if claim.whose == "paper" else "Our expectation"
     start = f"{whose}, {experiment}: {claim.text}"
     cells: list[Entry] = []
-    values: list[float] = []
     for column in claim.columns:
         cells = [found[method, column] for method in methods]
-        values = [entry.cell.value for entry in cells if entry.cell.value is not None]
-        if len(values) == len(cells):
+        if all(entry.cell.value is not None for entry in cells):
             break
     else:
         missing = [f"{e.label} {e.cell.status}" for e in cells if e.cell.value is None]
         return f"{start}: not checked: {', '.join(missing)}."
+    those = aggregate.comparable({e.method: e.cell for e in cells}, cells[0].column)
+    left_out = [f"{e.label} ({e.cell.images} images)" for e in cells if e.method not in those]
+    aside = f"; not compared: {', '.join(left_out)}" if left_out else ""
+    if claim.method not in those or (claim.against and len(those) < 2):
+        return f"{start}: not checked{aside}."
+    cells = [entry for entry in cells if entry.method in those]
+    values = [entry.cell.value for entry in cells if entry.cell.value is not None]
     held = {
         "highest": lambda: values[0] > max(values[1:]),
         "lowest": lambda: values[0] < min(values[1:]),
         "at-most": lambda: claim.value is not None and values[0] <= claim.value,
+        "at-least": lambda: claim.value is not None and values[0] >= claim.value,
         "falls": lambda: all(after <= before for before, after in pairwise(values)),
     }[claim.relation]()
     numbers = ", ".join(
         f"{entry.label} {aggregate.number(value, entry.column.decimals)}"
         for entry, value in zip(cells, values, strict=True)
     )
-    return f"{start}: {'held' if held else 'not held'} ({cells[0].column.label}: {numbers})."
+    told = f"{cells[0].column.label}: {numbers}{aside}"
+    return f"{start}: {'held' if held else 'not held'} ({told})."
 
 
 def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Column, ...]:
@@ -241,6 +258,32 @@ def _how_made(
         f"{experiment.name}: scale {experiment.scale}; {per_method}; directions {named}; "
         f"seed {experiment.seed}."
     )
+
+
+def _too_small(
+    table: Table,
+    experiment: str,
+    cells: Mapping[str, Mapping[str, Cell]],
+    columns: Iterable[Column],
+) -> list[str]:
+    """Which rows are too small to be compared, in which columns."""
+    labels = {row.method: row.label for row in table.rows}
+    told: dict[str, list[str]] = {}
+    for column in columns:
+        shown = cells[column.name]
+        compared = aggregate.comparable(shown, column)
+        small = [
+            f"{labels[method]} ({cell.images})"
+            for method, cell in shown.items()
+            if cell.value is not None and method != ORIGINAL_DATA and method not in compared
+        ]
+        if small:
+            told.setdefault(", ".join(small), []).append(column.label)
+    return [
+        f"{experiment}: {', '.join(names)} depend on how many images there are; not compared with "
+        f"the other rows, for want of images: {small}."
+        for small, names in told.items()
+    ]
 
 
 def _failed_gates(table: Table, experiment: Experiment) -> list[str]:

@@ -2,44 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import Experiment, Scale, load_experiment
+from counterlens.config import Experiment, Pair, Scale, load_experiment
 from counterlens.reports import inputs
 from counterlens.runtime import files
 
 
-def collect(experiment: Experiment) -> pd.DataFrame:
+def collect(
+    experiment: Experiment, directions: Mapping[str, Sequence[Pair]] | None = None
+) -> pd.DataFrame:
     """One row per method: the mean over its directions, weighted by images, and its trainings.
 
     `training_seconds` is of the method itself, `generator_seconds` of all the generators it needs;
     methods that share one count it each.
 
+    Args:
+        experiment: the experiment.
+        directions: by method, those that count, with the trainings on their pairs; None: all.
+
     Raises:
         UserError: a timing file is missing.
     """
-    measured: dict[str, list[dict[str, Any]]] = {}
-    for path in inputs.timing_inputs(experiment):
-        measured.setdefault(path.parent.name, []).append(files.read_json(path))
     summary = []
-    for method, directions in measured.items():
-        images = sum(each["images"] for each in directions)
-        seconds = sum(each["seconds_per_image"] * each["images"] for each in directions)
+    chosen_of = inputs.own_directions(experiment) if directions is None else directions
+    for method, chosen in chosen_of.items():
+        paths = inputs.timing_files(experiment, method, chosen)
+        measured: list[dict[str, Any]] = [files.read_json(path) for path in paths]
+        images = sum(each["images"] for each in measured)
+        seconds = sum(each["seconds_per_image"] * each["images"] for each in measured)
         summary.append(
             {
                 "experiment": experiment.name,
                 "method": method,
                 "seconds_per_image": seconds / max(1, images),
                 "images": images,
-                "training_seconds": _seconds(inputs.training_times(experiment, method)),
-                "generator_seconds": _seconds(inputs.generator_times(experiment, method)),
-                "device": "; ".join(sorted({str(each["device"]) for each in directions})),
-                "threads": "; ".join(sorted({str(each["threads"]) for each in directions})),
+                "training_seconds": _seconds(inputs.training_times(experiment, method, chosen)),
+                "generator_seconds": _seconds(inputs.generator_times(experiment, method, chosen)),
+                "device": "; ".join(sorted({str(each["device"]) for each in measured})),
+                "threads": "; ".join(sorted({str(each["threads"]) for each in measured})),
             }
         )
     return pd.DataFrame(summary)
