@@ -109,6 +109,14 @@ def test_every_shipped_figure_loads(name: str, root: Path) -> None:
         assert set(figure.directions) <= set(e.directions(method))
 
 
+@pytest.mark.parametrize("figure", ["c3lt-figure3", "c3lt-figure10"])
+@pytest.mark.parametrize("data", ["", "-fashion-mnist"])
+def test_figures_3_and_10_of_c3lt_show_the_paper_s_methods(
+    figure: str, data: str, root: Path
+) -> None:
+    assert load_figure(figure + data).methods == ("explaingan", "cem", "cve", "c3lt")
+
+
 @pytest.mark.parametrize("name", ["c3lt-mnist", "c3lt-fashion-mnist"])
 @pytest.mark.parametrize("scale", ["small", "published"])
 def test_tables_1_to_3_of_c3lt_are_about_six_directions(name: str, scale: Any, root: Path) -> None:

@@ -90,6 +90,12 @@ def test_the_split_follows_names_and_seed(folder: Path) -> None:
     assert len(tested) == 3
 
 
+def test_the_first_pictures_are_of_all_classes(folder: Path) -> None:
+    labels = [p.label for p in pictures(folder)]
+    for first in (3, 6, 9):
+        assert np.bincount(labels[:first]).tolist() == [2 * first // 3, first // 3]
+
+
 def test_the_share_of_the_test_split(folder: Path) -> None:
     for share, counts in ((0.5, [5, 3]), (0.01, [1, 1]), (0.99, [9, 4])):
         labels = [p.label for p in pictures(folder, test_share=share) if p.split == "test"]

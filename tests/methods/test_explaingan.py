@@ -26,7 +26,8 @@ from counterlens.methods.explaingan import (
     squared_error,
     total_variation,
 )
-from counterlens.metrics.cout import insertion_steps
+from counterlens.metrics.base import CounterfactualSet, MetricContext
+from counterlens.metrics.cout import Cout, Options
 from counterlens.runtime.training import Checkpoint
 
 
@@ -202,8 +203,15 @@ def test_the_encoder_is_that_of_the_class_which_is_left(create, shapes) -> None:
 def test_cout_inserts_the_pixels_of_the_mask_first(create, shapes) -> None:
     method = create("explaingan")
     x = shapes(2, (4,)).images
-    mask = method.explain(x, torch.full((2,), 4), torch.full((2,), 9)).extras["mask"]
-    inserted, steps, _ = insertion_steps(mask.mean(1).reshape(2, -1), 50)
+    answer = method.explain(x, torch.full((2,), 4), torch.full((2,), 9))
+    mask = answer.extras["mask"]
+    cf = CounterfactualSet("tiny", "explaingan", 4, 9, answer.counterfactual, x, answer.extras)
+    context = MetricContext(method.task.classifier)
+    inserted, steps = Cout(Options(kind="cout", steps=50), context).insertion(cf)
+    # another order than that of the change
+    change = CounterfactualSet("tiny", "explaingan", 4, 9, answer.counterfactual, x)
+    other, _ = Cout(Options(kind="cout", steps=50), context).insertion(change)
+    assert not torch.equal(inserted, other)
     flat = mask.reshape(2, -1)
     for row, order in zip(flat, inserted, strict=True):
         assert row[order == 1].min() >= row[order == steps].max()

@@ -35,11 +35,6 @@ def test_the_loss_by_hand(create, shapes) -> None:
         assert float(found[image]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_weight_times_the_size_of_a_code_is_constant(create, models) -> None:
-    method: STEEX = create("steex")
-    assert method.options.distance * 512 / method.sean.code_dim * 8 == pytest.approx(0.3 * 512)
-
-
 def test_the_steps_are_adam_s_and_there_are_all_of_them(create, shapes) -> None:
     method: STEEX = create("steex", steps=7, lr=0.05)
     data = shapes(2, (4, 9))

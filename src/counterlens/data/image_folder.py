@@ -89,12 +89,15 @@ class ImageFolder(FolderDataset):
         return self.classes
 
     def pictures(self, root: Path) -> Iterator[Labelled]:
-        """Class by class, in the order of the pictures' names, training and test pictures mixed.
+        """The classes spread evenly, each in the order of its pictures' names; both splits mixed.
+
+        So the first pictures of a split are of all classes.
 
         Raises:
             UserError: a class has fewer than two pictures.
         """
         options: Options = self.options  # type: ignore[assignment]
+        placed: list[tuple[float, int, Labelled]] = []
         for label, folder in enumerate(options.names):
             found = (root / folder).rglob("*")
             names = sorted(
@@ -108,8 +111,10 @@ class ImageFolder(FolderDataset):
                     f"train with and one to test (read are {', '.join(sorted(SUFFIXES))})"
                 )
             tested = {*sorted(names, key=self._place)[: _count(len(names), options.test_share)]}
-            for name in names:
-                yield Labelled("test" if name in tested else "train", name, label)
+            for number, name in enumerate(names):
+                picture = Labelled("test" if name in tested else "train", name, label)
+                placed.append((number / len(names), label, picture))
+        yield from (picture for *_, picture in sorted(placed, key=lambda entry: entry[:2]))
 
     def _place(self, name: str) -> str:
         seed = self.options.split_seed  # type: ignore[attr-defined]
