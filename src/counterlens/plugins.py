@@ -58,6 +58,9 @@ NOT_PLUGINS = {
         "diffusion_options",
         "latent",
         "latent_options",
+        "region_options",
+        "regions",
+        "released",
     },
     "oracles": {"base", "train"},
     "methods": {

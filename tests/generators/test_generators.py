@@ -25,8 +25,11 @@ from counterlens.generators.dcgan_encoder import sum_of_means
 from counterlens.runtime.training import Checkpoint, History
 
 # no latents (test_diffusion.py), maps of them (test_latent_diffusion.py, test_stable_diffusion.py)
-# or codes of regions (test_sean.py); BigGAN is read, not trained (test_biggan.py)
-OTHERS = {"ddpm", "guided-diffusion", "latent-diffusion", "stable-diffusion", "sean", "biggan"}
+# or codes of regions (test_sean.py, test_released_sean.py); BigGAN is read (test_biggan.py)
+OTHERS = {
+    *("ddpm", "guided-diffusion", "latent-diffusion", "stable-diffusion"),
+    *("sean", "released-sean", "biggan"),
+}
 KINDS = [kind for kind in plugins.known("generators") if kind not in OTHERS]
 SHAPE = (1, 28, 28)
 

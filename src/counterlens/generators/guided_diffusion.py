@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from counterlens.errors import UserError
 from counterlens.generators.base import Training
 from counterlens.generators.diffusion import Diffusion
 from counterlens.generators.diffusion_options import DiffusionOptions
-from counterlens.runtime import files
+from counterlens.generators.released import read_checkpoint
 from counterlens.runtime.device import autocast
 from counterlens.runtime.training import History
 
@@ -113,18 +112,7 @@ class GuidedDiffusion(Diffusion):
             UserError: it is missing, changed, no checkpoint, or of another shape.
         """
         path = Path(self.options.file)
-        if not path.is_file():
-            raise UserError(
-                f"{path}: no such file; download the checkpoint from its authors and name it "
-                "under `file`"
-            )
-        found = files.sha256(path)
-        if found != self.options.sha256:
-            raise UserError(f"{path}: its SHA-256 is {found}, not {self.options.sha256}")
-        try:
-            released = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise UserError(f"{path}: holds not tensors alone, or is damaged ({error})") from None
+        released = read_checkpoint(path, self.options.sha256)
         try:
             self.unet.load_state_dict(self.converted(released))
         except (KeyError, RuntimeError) as error:

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.config import GeneratorOptions
-from counterlens.generators.base import (
-    Generator,
-    Quality,
-    Training,
-    reconstruction_quality,
-)
+from counterlens.generators.base import Training
 from counterlens.generators.beta_tcvae import halved
+from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.regions import RegionGenerator, one_hot
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, cosine_decay, train
@@ -34,7 +30,7 @@ CLUSTERED_PIXELS = 100_000
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
-class Options(GeneratorOptions):
+class Options(RegionOptions):
     """Regions, network and training.
 
     Attributes:
@@ -52,9 +48,6 @@ class Options(GeneratorOptions):
         flip: mirror every second training image, for classes that look the same mirrored.
     """
 
-    uses_classifier: ClassVar[bool] = True
-    decodes: ClassVar[bool] = False
-
     segmentation: Literal["clusters", "strokes"] = "clusters"
     regions: int = Field(default=8, gt=1)
     position: float = Field(default=0.5, ge=0)
@@ -70,8 +63,10 @@ class Options(GeneratorOptions):
     images: int | None = Field(default=None, gt=1)
     flip: bool = False
     precision: Literal["fp32", "bf16"] = "bf16"
-    least_class_kept: float = 0.95
-    most_reconstruction_l1: float = 0.05
+
+    def region_count(self) -> int:
+        """`regions`, or the three parts of strokes."""
+        return 3 if self.segmentation == "strokes" else self.regions
 
 
 class StyleEncoder(nn.Module):
@@ -177,12 +172,8 @@ class Decoder(nn.Module):
         return self.image(functional.leaky_relu(h, 0.2)).tanh()
 
 
-class SEAN(Generator):
-    """Images and style codes; a code alone says nothing, so that `encode` and `decode` are missing.
-
-    A map of regions is one-hot, float32 (N, R, H, W). That of `layout` may be replaced by one from
-    part labels with as many regions.
-    """
+class SEAN(RegionGenerator):
+    """Regions without a segmentation network; that of `layout` may be replaced by part labels."""
 
     centroids: Tensor
     mean: Tensor
@@ -191,7 +182,6 @@ class SEAN(Generator):
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
         self.options: Options = options
-        self.regions = 3 if options.segmentation == "strokes" else options.regions
         self.code_dim = options.code_dim
         sizes = [shape[1:]]
         while min(sizes[-1]) > SMALLEST_SIDE:
@@ -205,7 +195,6 @@ class SEAN(Generator):
             self.register_buffer("deviation", torch.ones(size))
 
     def layout(self, x: Tensor) -> Tensor:
-        """One-hot regions (N, R, H, W) of images (N, C, H, W) in [0, 1]."""
         if self.options.segmentation == "strokes":
             intensity = x.mean(dim=1)
             labels = (intensity >= self.options.rim).long() + (intensity >= self.options.core)
@@ -233,19 +222,7 @@ class SEAN(Generator):
         return total / share.sum(dim=(2, 3))[:, :, None].clamp(min=1e-6)
 
     def synthesise(self, layout: Tensor, codes: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] of regions (N, R, H, W) and codes (N, R, d)."""
         return (self.decoder(layout, codes) + 1) / 2
-
-    @torch.inference_mode()
-    def reconstructions(self, x: Tensor) -> Tensor:
-        """Images (N, C, H, W) drawn from their own regions and codes, on the CPU, in batches."""
-        device = next(self.parameters()).device
-        found = []
-        for part in x.split(256):
-            part = part.to(device)
-            layout = self.layout(part)
-            found.append(self.synthesise(layout, self.codes(part, layout)).cpu())
-        return torch.cat(found)
 
     def fit(self, training: Training) -> History:
         """First the clusters, then the networks: L1 in [-1, 1] and, if wished, a hinge loss."""
@@ -327,27 +304,6 @@ class SEAN(Generator):
         clustering = KMeans(self.regions, n_init=2, random_state=state)  # pyright: ignore[reportArgumentType]
         means = clustering.fit(scaled.numpy())
         self.centroids.copy_(torch.from_numpy(means.cluster_centers_))
-
-    def quality(self, training: Training) -> Quality:
-        """Reconstruction and class kept, on test images."""
-        options, found = self.options, self.reconstructions(training.test_images)
-        return reconstruction_quality(
-            found, training, options.least_class_kept, options.most_reconstruction_l1
-        )
-
-    def sheet(self, training: Training) -> Tensor:
-        """Rows of test images, their regions in shades of grey, and their reconstructions."""
-        x = training.test_images[:: max(1, len(training.test_images) // 16)][:16]
-        with torch.inference_mode():
-            labels = self.layout(x.to(training.device)).argmax(dim=1, keepdim=True).cpu()
-        shades = (labels / (self.regions - 1)).expand_as(x)
-        rows = [part.split(8) for part in (x, shades, self.reconstructions(x))]
-        return torch.cat([row for rank in zip(*rows, strict=True) for row in rank])
-
-
-def one_hot(labels: Tensor, regions: int) -> Tensor:
-    """Labels (N, H, W) to float32 (N, R, H, W)."""
-    return functional.one_hot(labels, regions).movedim(3, 1).float().contiguous()
 
 
 def majority(layout: Tensor) -> Tensor:

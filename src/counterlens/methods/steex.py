@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions, MethodOptions
-from counterlens.generators.sean import SEAN
+from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.regions import RegionGenerator
 from counterlens.methods.base import Explanation, Method, Task
 
 PAPER_CODE_DIM = 512
@@ -42,12 +43,10 @@ class Options(MethodOptions):
 
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Regions and their codes are SEAN's, and only so many."""
-        segmentation = getattr(generators[self.generator], "segmentation", None)
-        if segmentation is None:
+        chosen = generators[self.generator]
+        if not isinstance(chosen, RegionOptions):
             return f"'{self.generator}' has no regions; name a generator of kind sean"
-        count = (
-            3 if segmentation == "strokes" else getattr(generators[self.generator], "regions", 0)
-        )
+        count = chosen.region_count()
         wrong = [number for number in self.regions or () if not 0 <= number < count]
         if wrong:
             return f"regions: {wrong[0]}, but '{self.generator}' has 0..{count - 1}"
@@ -62,7 +61,7 @@ class STEEX(Method):
         super().__init__(options, task)
         self.options: Options = options
         sean = task.generators[options.generator]
-        assert isinstance(sean, SEAN)
+        assert isinstance(sean, RegionGenerator)
         self.sean = sean
         self.free = torch.ones(sean.regions, 1, device=task.device)
         if options.regions is not None:
