@@ -31,6 +31,7 @@ TORCH_FREE = (
     "counterlens.data.celeba_attributes",
     "counterlens.generators.diffusion_options",
     "counterlens.generators.latent_options",
+    "counterlens.generators.region_options",
     "counterlens.methods.filtered_attack_options",
     "counterlens.methods.latent_options",
     "counterlens.methods.eced_options",

@@ -7,7 +7,7 @@ from typing import ClassVar
 from counterlens.config import GeneratorOptions
 
 
-class RegionOptions(GeneratorOptions):
+class RegionGeneratorOptions(GeneratorOptions):
     """Quality gates on [0, 1] images: share of classes kept, and mean absolute error."""
 
     uses_classifier: ClassVar[bool] = True

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.generators.base import Generator, Quality, Training, reconstruction_quality
-from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.region_options import RegionGeneratorOptions
 
 
 class RegionGenerator(Generator):
@@ -25,9 +25,9 @@ class RegionGenerator(Generator):
 
     code_dim: int
 
-    def __init__(self, options: RegionOptions, shape: tuple[int, int, int]) -> None:
+    def __init__(self, options: RegionGeneratorOptions, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
-        self.gates: RegionOptions = options
+        self.gates: RegionGeneratorOptions = options
         self.regions = options.region_count()
 
     @abstractmethod

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
-from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.region_options import RegionGeneratorOptions
 from counterlens.generators.regions import RegionGenerator, one_hot
 from counterlens.generators.released import read_checkpoint
 from counterlens.runtime.training import History
@@ -38,7 +38,7 @@ BLOCKS = {
 UNUSED = ("param_free_norm", "noise_var", "weight_u", "weight_v")
 
 
-class Options(RegionOptions):
+class Options(RegionGeneratorOptions):
     """Which files, and the networks' sizes; the defaults are those of CelebAMask-HQ.
 
     Attributes:

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from counterlens.generators.base import Training
 from counterlens.generators.beta_tcvae import halved
-from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.region_options import RegionGeneratorOptions
 from counterlens.generators.regions import RegionGenerator, one_hot
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
@@ -30,7 +30,7 @@ CLUSTERED_PIXELS = 100_000
 EXACT = "donot_use_mm_for_euclid_dist"
 
 
-class Options(RegionOptions):
+class Options(RegionGeneratorOptions):
     """Regions, network and training.
 
     Attributes:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions, MethodOptions
-from counterlens.generators.region_options import RegionOptions
+from counterlens.generators.region_options import RegionGeneratorOptions
 from counterlens.generators.regions import RegionGenerator
 from counterlens.methods.base import Explanation, Method, Task
 
@@ -44,7 +44,7 @@ class Options(MethodOptions):
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Regions and their codes are SEAN's, and only so many."""
         chosen = generators[self.generator]
-        if not isinstance(chosen, RegionOptions):
+        if not isinstance(chosen, RegionGeneratorOptions):
             return f"'{self.generator}' has no regions; name a generator of kind sean"
         count = chosen.region_count()
         wrong = [number for number in self.regions or () if not 0 <= number < count]
