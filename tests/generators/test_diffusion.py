@@ -337,6 +337,9 @@ def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPa
     v = torch.randn(2, 1, 12, 12)
     with torch.inference_mode():
         torch.testing.assert_close(pipeline.unet(v, 30).sample, model.predict(v, 30)[0])
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(batch_size=2, num_inference_steps=2, output_type="np").images
+    assert drawn.shape == (2, 12, 12, 1)
     monkeypatch.setattr(export.base, "create", lambda *_: nn.Identity())
     with pytest.raises(UserError, match="only a diffusion model"):
         export.run(experiment, "ddpm", "all-classes")

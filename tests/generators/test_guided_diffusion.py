@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.errors import UserError
+from counterlens.generators import export
 from counterlens.generators.base import Training
 from counterlens.generators.diffusion import DiffusionFilter
 from counterlens.generators.guided_diffusion import GuidedDiffusion, Options
@@ -200,6 +202,24 @@ def test_another_file(released: tuple[Released, Path]) -> None:
     changed = options(released[1], sha256="a" * 64)
     with pytest.raises(UserError, match="its SHA-256 is"):
         GuidedDiffusion(changed, (3, 8, 8)).fit(training())
+
+
+def test_a_parameter_that_is_left_over(released: tuple[Released, Path]) -> None:
+    path = released[1]
+    torch.save({**released[0].state_dict(), "label_emb.weight": torch.zeros(3)}, path)
+    with pytest.raises(UserError, match=r"unexpected parameter label_emb\.weight"):
+        GuidedDiffusion(options(path), (3, 8, 8)).fit(training())
+
+
+def test_equal_heads_at_every_level_cannot_be_exported(
+    released: tuple[Released, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = GuidedDiffusion(options(released[1]), (3, 8, 8))
+    assert model.options.heads is not None
+    monkeypatch.setattr(export.base, "create", lambda *_: model)
+    with pytest.raises(UserError, match="would be read as another network"):
+        export.run(SimpleNamespace(name="toy"), "guided", "all-classes")  # type: ignore[arg-type]
 
 
 def test_a_file_that_holds_code(tmp_path: Path) -> None:

@@ -141,11 +141,16 @@ def test_a_finished_image_leaves_the_batch(task: Task, x: Tensor) -> None:
     stopped = found.run(x, wanted, randomness(len(x)))
     early = (stopped.target_probability >= limit).any(dim=1)
     assert early.any() and not early.all()
-    assert ((stopped.images - x).abs()[early].amax(dim=(1, 2, 3)) <= 0.16 + 1e-6).all()
     for row in early.nonzero().flatten().tolist():
         first = int((stopped.target_probability[row] >= limit).nonzero()[0])
         constant = stopped.target_probability[row, first:]
         assert (constant == constant[0]).all()
+        # it is where so many iterations bring it
+        expected = x
+        if first:
+            shorter = attack(task, iterations=first, step_size=0.02)
+            expected = shorter.run(x, wanted, randomness(len(x))).images
+        assert torch.equal(stopped.images[row], expected[row])
 
 
 # The mask

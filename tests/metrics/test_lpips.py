@@ -151,6 +151,15 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     return reference
 
 
+def test_the_proportions_are_kept(published: nn.Module, experiment: Experiment) -> None:
+    pair = [part[:, :, :20] for part in pairs(2, 3, 40)]
+    with torch.no_grad():
+        shown = [functional.interpolate(2 * x - 1, (64, 128), mode="bilinear") for x in pair]
+        expected = published(*shown).flatten().double()
+    found = perceptual(experiment).perceptual_distance(*pair)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(("channels", "side"), [(1, 28), (3, 28), (3, 70)])
 def test_the_standard_distance_is_the_package_s(
     published: nn.Module, experiment: Experiment, make_set, channels: int, side: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import logging
@@ -171,8 +172,10 @@ def test_the_key_is_kept_nowhere(server: Server, caplog: pytest.LogCaptureFixtur
 )
 def test_a_bad_answer_is_asked_for_again(server: Server, bad: tuple[int, Any, float]) -> None:
     server.reply = lambda number: bad if number == 0 else (200, json.dumps(GOOD), 0)
-    found = judge(concurrency=1, timeout=0.3).per_set(pairs(3))
-    assert found["vlm"] == 7.5 and len(server.asked) == 4
+    slow = bad[2] > 0  # then a busy machine may be too slow for the others, too
+    found = judge(concurrency=1, timeout=0.3 if slow else 60, retries=9).per_set(pairs(3))
+    assert found["vlm"] == 7.5
+    assert len(server.asked) >= 4 if slow else len(server.asked) == 4
 
 
 def test_what_never_comes_is_left_out_and_told(server: Server) -> None:
@@ -196,6 +199,36 @@ def test_a_refusal_ends_it_without_the_key(server: Server, status: int) -> None:
     with pytest.raises(UserError, match=f"answers {status}; check {URL}") as caught:
         judge().per_set(pairs(3))
     assert SECRET not in str(caught.value)
+
+
+def test_a_question_that_is_not_taken_is_told_at_once(server: Server) -> None:
+    server.reply = lambda number: (400, b'{"error":\n "max_tokens is not supported"}', 0)
+    with pytest.raises(UserError, match=r"answers 400: .*max_tokens is not supported.*`request`"):
+        judge(concurrency=1).per_set(pairs(3))
+    assert len(server.asked) == 1
+    server.reply = lambda number: (200, json.dumps(GOOD), 0)
+    judge(request={"max_completion_tokens": 50}).per_set(pairs(1))
+    body = server.asked[-1][1]
+    assert body["max_completion_tokens"] == 50
+    assert not {"max_tokens", "seed", "temperature"} & {*body}
+
+
+def test_an_answer_that_trickles_in_is_given_up(server: Server, monkeypatch) -> None:
+    def trickle(handler: Handler) -> None:
+        handler.rfile.read(int(handler.headers["Content-Length"]))
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.05)
+
+    monkeypatch.setattr(Handler, "do_POST", trickle)
+    began = time.monotonic()
+    with pytest.raises(NotAvailable, match="no well-formed answer"):
+        judge(concurrency=1, retries=0, timeout=0.3).per_set(pairs(1))
+    assert time.monotonic() - began < 3
 
 
 def test_a_budget_stops_and_the_next_run_goes_on(server: Server) -> None:

@@ -123,6 +123,23 @@ def test_a_table_counts_what_its_rows_found(made: Any) -> None:
     assert {d: list(images) for d, images in counts.items()} == {(4, 9): [4], (9, 4): [9, 12, 15]}
 
 
+def test_a_table_of_common_images(made: Any) -> None:
+    rows = [row for row in ROWS if row["method"] != "original-data"]
+    short = layout.metrics("toy", "pgd", 4, 9).with_suffix(".parquet")
+    pd.read_parquet(short).head(2).to_parquet(short, index=False)
+    built = tables.build(table(filter="common-images", rows=rows), {"toy": made.experiment})
+    values = {d: made.values["c3lt", d, "validity"] for d in ((4, 9), (9, 4))}
+    entry = built.entry("toy", "c3lt", "validity")
+    assert entry.cell.value == pytest.approx(np.mean([*values[4, 9][:2], *values[9, 4]]))
+    assert entry.cell.images == 5
+    assert entry.all_images == pytest.approx(np.mean([*values[4, 9], *values[9, 4]]))
+    line = (
+        "toy: counted are the 5 images that every row explains; beside them the mean over all "
+        "images of the row."
+    )
+    assert line in built.footer
+
+
 def test_sets_and_real_images_are_not_filtered(made: Any) -> None:
     plain = tables.build(table(filter="none"), {"toy": made.experiment})
     built = tables.build(table(), {"toy": made.experiment})

@@ -48,7 +48,8 @@ class Table(Model):
     has a rank in each column, and the mean of its ranks; the paper is then none. `directions`: each
     row is about the directions that it has in common with the others (`shared`), or about all of
     its `own`. `filter`: `found-by-all` averages what is measured per image over the images for
-    which every row found a counterfactual, and prints the mean over all images beside it.
+    which every row found a counterfactual, and prints the mean over all images beside it;
+    `common-images` counts the images that every row explains.
     """
 
     name: Identifier
@@ -59,7 +60,7 @@ class Table(Model):
     columns: tuple[str, ...] = Field(min_length=1)
     experiments: tuple[Identifier, ...] = Field(min_length=1)
     directions: Literal["shared", "own"] = "shared"
-    filter: Literal["none", "found-by-all"] = "none"
+    filter: Literal["none", "found-by-all", "common-images"] = "none"
     paper_values: dict[str, dict[str, dict[str, float]]] = Field(default={})
     claims: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()

@@ -75,7 +75,11 @@ class DDPM(Diffusion):
         count = len(options.channels)
         blocks = ["DownBlock2D"] * (count - 1)
         lowest = "AttnDownBlock2D" if options.attention else "DownBlock2D"
+        multiple = 2 ** (count - 1)
+        height, width = (-side % multiple for side in shape[1:])
+        self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
         self.unet = UNet2DModel(
+            sample_size=(shape[1] + height, shape[2] + width),
             in_channels=shape[0],
             out_channels=shape[0],
             layers_per_block=options.layers,
@@ -86,9 +90,6 @@ class DDPM(Diffusion):
             attention_head_dim=8,
             add_attention=options.attention,
         )
-        multiple = 2 ** (count - 1)
-        height, width = (-side % multiple for side in shape[1:])
-        self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
 
     def predict(self, v: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor | None]:
         left, right, above, below = self.padding

@@ -25,7 +25,7 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
     """Write `diffusers/` beside the trained generator; equal models give equal files.
 
     Raises:
-        UserError: the generator is no diffusion model.
+        UserError: the generator is no diffusion model, or diffusers cannot describe it.
     """
     from diffusers.models.unets.unet_2d import UNet2DModel
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
@@ -36,6 +36,11 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
     model = base.create(experiment, name)
     if not isinstance(model, Diffusion):
         raise UserError(f"--generator {name}: only a diffusion model can be exported")
+    if getattr(model.options, "heads", None) is not None:
+        raise UserError(
+            f"--generator {name}: its attention has as many heads at every level, which a folder "
+            "of diffusers cannot tell; it would be read as another network"
+        )
     load_model(base.model_file(experiment, name, scope), model)
     unet, steps = model.unet, len(model.alpha_bar)
     assert isinstance(unet, UNet2DModel)

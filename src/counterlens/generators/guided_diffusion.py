@@ -78,6 +78,7 @@ class GuidedDiffusion(Diffusion):
         head_channels = options.width if options.heads else options.head_channels
         attends = [2**level in options.attention for level in range(len(options.multipliers))]
         self.unet = UNet2DModel(
+            sample_size=shape[1:],
             in_channels=shape[0],
             out_channels=2 * shape[0],
             layers_per_block=options.layers,
@@ -126,13 +127,18 @@ class GuidedDiffusion(Diffusion):
         """The released parameters under the names and in the shapes of diffusers.
 
         Raises:
-            KeyError: one is missing.
+            KeyError: one is missing or left over.
         """
         found: dict[str, Tensor] = {}
+        left = {*released}
+
+        def take(name: str) -> Tensor:
+            left.discard(name)
+            return released[name]
 
         def copy(old: str, new: str) -> None:
             for part in ("weight", "bias"):
-                found[f"{new}.{part}"] = released[f"{old}.{part}"]
+                found[f"{new}.{part}"] = take(f"{old}.{part}")
 
         for old, new in WHOLE.items():
             copy(old, new)
@@ -143,7 +149,7 @@ class GuidedDiffusion(Diffusion):
                         copy(f"{old}.{name}", f"{new}.{other}")
                 continue
             copy(f"{old}.norm", f"{new}.group_norm")
-            weight, bias = released[f"{old}.qkv.weight"], released[f"{old}.qkv.bias"]
+            weight, bias = take(f"{old}.qkv.weight"), take(f"{old}.qkv.bias")
             channels = len(bias) // 3
             heads = self.options.heads or channels // self.options.head_channels
             # the rows are grouped by head, each head's as query, key and value
@@ -152,8 +158,10 @@ class GuidedDiffusion(Diffusion):
             for place, name in enumerate(("to_q", "to_k", "to_v")):
                 found[f"{new}.{name}.weight"] = weights[place].reshape(channels, channels)
                 found[f"{new}.{name}.bias"] = biases[place].reshape(channels)
-            found[f"{new}.to_out.0.weight"] = released[f"{old}.proj_out.weight"].squeeze(-1)
-            found[f"{new}.to_out.0.bias"] = released[f"{old}.proj_out.bias"]
+            found[f"{new}.to_out.0.weight"] = take(f"{old}.proj_out.weight").squeeze(-1)
+            found[f"{new}.to_out.0.bias"] = take(f"{old}.proj_out.bias")
+        if left:
+            raise KeyError(f"unexpected parameter {min(left)}")
         return found
 
     def blocks(self) -> Iterator[tuple[str, str, str]]:

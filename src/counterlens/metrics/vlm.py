@@ -51,6 +51,7 @@ class Options(MetricOptions):
         verbatim: the published wording where it names the wrong thing.
         least_side: smaller images are enlarged to at least that many pixels, each pixel repeated.
         budget: requests per direction, further tries included.
+        request: what is sent along with each question; servers differ in what they take.
         timeout, retries, pause, concurrency: seconds per request, further tries of one pair,
             seconds before the first of them (then doubled), requests at the same time.
     """
@@ -61,6 +62,9 @@ class Options(MetricOptions):
     images: int = Field(default=50, gt=0)
     verbatim: bool = False
     least_side: int = Field(default=256, gt=0)
+    request: dict[str, int | float | str | bool] = Field(
+        default={"temperature": 0, "seed": 0, "max_tokens": 100}
+    )
     budget: int = Field(default=200, gt=0)
     timeout: float = Field(default=60.0, gt=0)
     retries: int = Field(default=2, ge=0)
@@ -106,7 +110,7 @@ class Vlm(Metric):
         limits = Limits(
             options.timeout, options.retries, options.pause, options.concurrency, options.budget
         )
-        client = Client(endpoint, limits, CACHE)
+        client = Client(endpoint, limits, options.request, CACHE)
         questions = self.questions(cf)
         try:
             found = client.scores(questions)

@@ -14,7 +14,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ CRITERIA = ("validity", "sparsity", "proximity", "realism")
 LOWEST, HIGHEST = 1, 10
 REFUSED = {401, 403, 404}
 RETRIED = {408, 409, 429, 500, 502, 503, 504}
+CHUNK, TOLD = 4096, 200
 Scores = dict[str, int]
 
 
@@ -59,14 +60,13 @@ class Question:
 @dataclass(frozen=True)
 class Limits:
     """Seconds per request, further tries, seconds before the first of them, requests at once and
-    in all, and tokens of an answer."""
+    in all."""
 
     timeout: float = 60.0
     retries: int = 2
     pause: float = 1.0
     concurrency: int = 4
     budget: int = 200
-    tokens: int = 100
 
 
 class OutOfBudget(Exception):
@@ -76,19 +76,23 @@ class OutOfBudget(Exception):
 class Client:
     """Scores of questions; well-formed answers are kept, and cost nothing the next time."""
 
-    def __init__(self, endpoint: Endpoint, limits: Limits, cache: Path) -> None:
+    def __init__(
+        self, endpoint: Endpoint, limits: Limits, parameters: Mapping[str, Any], cache: Path
+    ) -> None:
         self.endpoint = endpoint
         self.limits = limits
+        self.parameters = dict(parameters)
         self.cache = cache
         self.requests = 0
         self._lock = threading.Lock()
+        self._refused = threading.Event()
 
     def scores(self, questions: Sequence[Question]) -> list[Scores | None]:
         """The four scores of each question, None where the endpoint gave no well-formed answer.
 
         Raises:
             OutOfBudget: not all could be asked; the answers so far are kept.
-            UserError: the endpoint refuses: its address, model or key is wrong.
+            UserError: the endpoint refuses: its address, model or key is wrong, or what is asked.
         """
         found: list[Scores | None] = [self.remembered(question) for question in questions]
         left = [number for number, scores in enumerate(found) if scores is None]
@@ -111,8 +115,8 @@ class Client:
 
     def _file(self, question: Question) -> Path:
         content = hashlib.sha256()
-        settings = (self.endpoint.model, question.prompt, self.limits.tokens)
-        content.update(json.dumps(settings).encode())
+        settings = (self.endpoint.model, question.prompt, self.parameters)
+        content.update(json.dumps(settings, sort_keys=True).encode())
         for image in question.images:
             content.update(hashlib.sha256(image).digest())
         return self.cache / f"{content.hexdigest()}.json"
@@ -123,6 +127,8 @@ class Client:
             if attempt:
                 time.sleep(pause)
                 pause *= 2
+            if self._refused.is_set():
+                return None
             text = self._request(question)
             scores = None if text is None else parse(text)
             if scores is not None:
@@ -134,30 +140,47 @@ class Client:
     def _request(self, question: Question) -> str | None:
         """The text of one answer; None where there was none and it may be asked again."""
         import requests
+        import urllib3
 
         with self._lock:
             if self.requests >= self.limits.budget:
                 raise OutOfBudget
             self.requests += 1
         headers = {"Authorization": f"Bearer {self.endpoint.key}"} if self.endpoint.key else {}
+        latest = time.monotonic() + self.limits.timeout
+        body = b""
         try:
-            answer = requests.post(
+            with requests.post(
                 f"{self.endpoint.url}/chat/completions",
                 json=self.payload(question),
                 headers=headers,
                 timeout=self.limits.timeout,
-            )
-        except requests.exceptions.RequestException:
+                stream=True,
+            ) as answer:
+                # as it comes in: `iter_content` would wait for a whole chunk
+                while part := answer.raw.read1(CHUNK, decode_content=True):
+                    body += part
+                    if time.monotonic() > latest:
+                        return None
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError):
             return None
+        if answer.status_code in RETRIED:
+            return None
+        if answer.status_code != 200:
+            self._refused.set()
         if answer.status_code in REFUSED:
             raise UserError(
                 f"the vision-language model's endpoint answers {answer.status_code}; check {URL}, "
                 f"{MODEL} and {KEY}"
             )
         if answer.status_code != 200:
-            return None
+            told = " ".join(body.decode(errors="replace").split())[:TOLD]
+            raise UserError(
+                f"the vision-language model's endpoint answers {answer.status_code}: {told}; what "
+                "is sent along is the option `request` of the metric vlm"
+            )
         try:
-            text = answer.json()["choices"][0]["message"]["content"]
+            text = json.loads(body)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             return None
         return text if isinstance(text, str) else None
@@ -176,9 +199,7 @@ class Client:
             "messages": [
                 {"role": "user", "content": [{"type": "text", "text": question.prompt}, *shown]}
             ],
-            "temperature": 0,
-            "seed": 0,
-            "max_tokens": self.limits.tokens,
+            **self.parameters,
         }
 
 

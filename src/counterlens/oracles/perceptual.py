@@ -26,7 +26,7 @@ WEIGHT = "squeezenet-1.1-imagenet"
 
 
 class Options(OracleOptions):
-    """`least_size`: smaller images are enlarged to it; `batch_size` pairs per forward pass."""
+    """`least_size`: to which a shorter side is enlarged; `batch_size`: pairs per pass."""
 
     weights: ClassVar[tuple[str, ...]] = ("squeezenet-1.1-imagenet",)
     trained: ClassVar[bool] = False
@@ -84,7 +84,8 @@ class Perceptual(Oracle):
             strict=True,
         ):
             shown = [2 * part.expand(-1, 3, -1, -1).to(self.device) - 1 for part in pair]
-            if min(first.shape[2:]) < size:
-                shown = [functional.interpolate(x, (size, size), mode="bilinear") for x in shown]
+            if (shorter := min(first.shape[2:])) < size:
+                sides = [round(side * size / shorter) for side in first.shape[2:]]
+                shown = [functional.interpolate(x, sides, mode="bilinear") for x in shown]
             found.append(self.network(*shown).flatten().cpu().double())
         return torch.cat(found)

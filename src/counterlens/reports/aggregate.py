@@ -89,6 +89,21 @@ class Results:
         """How many counterfactuals of a method are judged."""
         return sum(self.direction(method, direction).images for direction in directions)
 
+    def common(
+        self, methods: Sequence[str], directions: Sequence[Pair]
+    ) -> dict[Pair, tuple[int, ...]]:
+        """The images of each direction that all of the methods explain, by index."""
+        return {
+            direction: tuple(
+                sorted(
+                    set.intersection(
+                        *(set(self.direction(m, direction).per_image["image"]) for m in methods)
+                    )
+                )
+            )
+            for direction in directions
+        }
+
     def notes(self, sets: Sequence[tuple[str, Pair]]) -> list[str]:
         """What the metrics remark on sets (method, direction): each remark once, with a count."""
         found: dict[tuple[str, str], int] = {}

@@ -346,8 +346,12 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
 
 
 def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
-    """Metric columns against one option of the methods, with 95 % bootstrap intervals."""
+    """Metric columns against one option of the methods, with 95 % bootstrap intervals.
+
+    What is measured per image is of the images that all of the methods explain.
+    """
     results = aggregate.Results(experiment)
+    only = results.common(figure.methods, figure.directions)
     points = sorted(
         (float(getattr(experiment.methods[method], figure.parameter)), method)
         for method in figure.methods
@@ -358,7 +362,7 @@ def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
     for axes, name in zip(
         drawing.subplots(1, len(figure.columns), squeeze=False)[0], figure.columns, strict=True
     ):
-        cells = [results.cell(method, name, figure.directions) for _, method in points]
+        cells = [results.cell(method, name, figure.directions, only=only) for _, method in points]
         missing = [cell.reason or cell.status for cell in cells if cell.value is None]
         if missing:
             raise UserError(f"config/figures/{figure.name}.yaml: {name}: {missing[0]}")

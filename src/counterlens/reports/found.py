@@ -65,10 +65,16 @@ def in_words(
     only: Mapping[Pair, Sequence[int]],
 ) -> str:
     """A line for the footer: which images a filtered table counts, and for which columns."""
+    count = sum(map(len, only.values()))
+    if table.filter == "common-images":
+        return (
+            f"{experiment.name}: counted are the {count} images that every row explains; beside "
+            "them the mean over all images of the row."
+        )
     asked = inputs.filtered_methods(table, experiment)
     labels = ", ".join(row.label for row in table.rows if row.method in asked)
     text = (
-        f"{experiment.name}: counted are the {sum(map(len, only.values()))} images for which all "
+        f"{experiment.name}: counted are the {count} images for which all "
         f"of {labels} found a counterfactual; beside them the mean over all images of the row"
     )
     whole = ", ".join(dict.fromkeys(c.label for c in columns if c.per != "image"))

@@ -53,7 +53,7 @@ def table_directions(table: Table, experiment: Experiment, method: str) -> tuple
 
 def filtered_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
     """The rows that must all have found a counterfactual for an image, if a table asks for it."""
-    if table.filter == "none":
+    if table.filter != "found-by-all":
         return ()
     asked = {row.method for row in table.rows if row.in_filter}
     run = table_methods(table, experiment)

@@ -62,7 +62,9 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
             else results.cell(method, inputs.TIME.name, directions[method]).images
             for method in methods
         }
-        only = found.counted(table, experiment)
+        only: Mapping[Pair, Sequence[int]] | None = found.counted(table, experiment)
+        if table.filter == "common-images":
+            only = results.common(methods, inputs.shared_directions(experiment, methods))
         whole = {
             column.name: {
                 row.method: results.cell(row.method, column.name, directions.get(row.method, ()))
