@@ -360,6 +360,29 @@ def test_quality_of_the_split(fitted: cecas.CECAS) -> None:
     assert 0 <= found.values["spurious_accuracy"] <= 1
 
 
+def test_a_split_that_failed_is_trained_again(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = {"epochs": 1, "epoch_steps": 2, "auxiliary_epochs": 1, "restarts": 2}
+
+    def fitted_with(*influences: tuple[float, float]) -> cecas.CECAS:
+        options = cecas.Options.model_validate({"kind": "cecas", **STEPS, **tiny})
+        method = cecas.CECAS(options, task)
+        told = iter(influences)
+        monkeypatch.setattr(method, "influences", lambda features: next(told))
+        method.fit(images())
+        return method
+
+    def weights(method: cecas.CECAS) -> Tensor:
+        return torch.cat([value.flatten() for value in method.factors.encoder.parameters()])
+
+    first = fitted_with((0.9, 0.0))
+    assert first.restart == 0
+    failed = fitted_with((0.1, 0.0), (0.0, 0.0), (0.05, 0.0))
+    assert failed.restart == 0 and torch.equal(weights(failed), weights(first))
+    # S may not tell the label, however large the influence of C
+    second = fitted_with((0.95, 0.2), (0.85, 0.0))
+    assert second.restart == 1 and not torch.equal(weights(second), weights(first))
+
+
 def test_the_pre_explanation_must_be_of_the_same_attack() -> None:
     ours = cecas.Options.model_validate({"kind": "cecas", **STEPS, "pre_explanation": "ace"})
     same = ace.Options.model_validate({"kind": "ace", **STEPS, "dilation": 15})
