@@ -252,7 +252,8 @@ class CECAS(Method):
         features = self.embeddings(data.images)
         factors.mean.copy_(features.mean(dim=0))
         factors.deviation.copy_(features.std(dim=0).clamp(min=1e-3))
-        most, kept, history = -1.0, factors.state_dict(), [{"epoch": 0}]
+        most, kept = -1.0, factors.state_dict()
+        history: History = []
         for restart in range(1 + self.options.restarts):
             found = self.fit_factors(features, restart, None if restart else checkpoint)
             causal, spurious = self.influences(features)
