@@ -282,7 +282,7 @@ def test_other_sections(differences, project) -> None:
     assert differences(lambda e: e["generators"]["encoder"].update(batch_size=7)) == {
         ("generator_settings", "digits", "encoder")
     }
-    assert differences(lambda e: e["metrics"][3].update(steps=7)) == {
+    assert differences(lambda e: e["metrics"][4].update(steps=7)) == {
         ("metrics_settings", "digits")
     }
     assert differences(lambda e: e.update(description="the same")) == set()

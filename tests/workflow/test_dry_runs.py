@@ -39,15 +39,21 @@ def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Pa
     datasets = {e.dataset.name: e.dataset for e in listed}.values()
     expected = {
         "classifier": len(listed),
-        "oracles": sum(not o.weights for e in listed for o in e.oracles.values()),
+        "oracles": sum(o.trained for e in listed for o in e.oracles.values()),
         "generators": sum(len(e.scopes(name)) for e in listed for name in e.generators),
         "methods": sum(len(e.training_scopes(m)) for e in listed for m in e.trained_methods()),
         "animations": sum(len(project.animations(e.name)) for e in listed),
+        # shards, where there are several, and what joins them
         "counterfactuals": sum(
-            len(e.directions(name)) for e in listed for name in (*e.methods, ORIGINAL_DATA)
-        ),
+            len(e.directions(name)) * (e.evaluation.shards + (e.evaluation.shards > 1))
+            for e in listed
+            for name in e.methods
+        )
+        + sum(len(e.directions(ORIGINAL_DATA)) for e in listed),
         "metrics": sum(
-            len(e.directions(name)) for e in listed for name in (*e.methods, ORIGINAL_DATA)
+            len(e.directions(name)) + e.pooled() * len(e.method_pairs(name))
+            for e in listed
+            for name in (*e.methods, ORIGINAL_DATA)
         ),
         "found": sum(len(e.directions(ORIGINAL_DATA)) for e in listed),
         "report": len(listed),
