@@ -282,7 +282,7 @@ def _too_small(
         if small:
             told.setdefault(", ".join(small), []).append(column.label)
     return [
-        f"{experiment}: {', '.join(names)} depend on how many images there are; not compared with "
+        f"{experiment}: {', '.join(names)}: fewer images make it larger; not compared with "
         f"the other rows, for want of images: {small}."
         for small, names in told.items()
     ]
