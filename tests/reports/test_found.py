@@ -123,6 +123,20 @@ def test_a_table_counts_what_its_rows_found(made: Any) -> None:
     assert {d: list(images) for d, images in counts.items()} == {(4, 9): [4], (9, 4): [9, 12, 15]}
 
 
+def test_a_row_out_of_the_filter_may_explain_fewer_images(made: Any) -> None:
+    """Of the counted images 4 and, of 9 to 4, all three, it was run on 4 and two."""
+    short = layout.metrics("toy", "c3lt-cls", 9, 4).with_suffix(".parquet")
+    pd.read_parquet(short).head(2).to_parquet(short, index=False)
+    rows = [*ROWS[:2], {"method": "c3lt-cls", "label": "L", "in_filter": False}]
+    built = tables.build(table(rows=rows), {"toy": made.experiment})
+    values = {d: made.values["c3lt-cls", d, "validity"] for d in ((4, 9), (9, 4))}
+    cell = built.entry("toy", "c3lt-cls", "validity").cell
+    assert cell.value == pytest.approx(np.mean([values[4, 9][0], *values[9, 4][:2]]))
+    assert cell.images == 3
+    line = "of L, which need not have found one, those that it was run on. KID are of all images."
+    assert any(each.endswith(line) for each in built.footer)
+
+
 def test_a_table_of_common_images(made: Any) -> None:
     rows = [row for row in ROWS if row["method"] != "original-data"]
     short = layout.metrics("toy", "pgd", 4, 9).with_suffix(".parquet")

@@ -73,10 +73,17 @@ def in_words(
         )
     asked = inputs.filtered_methods(table, experiment)
     labels = ", ".join(row.label for row in table.rows if row.method in asked)
+    others = ", ".join(
+        row.label
+        for row in table.rows
+        if row.method in experiment.methods and row.method not in asked
+    )
     text = (
         f"{experiment.name}: counted are the {count} images for which all "
         f"of {labels} found a counterfactual; beside them the mean over all images of the row"
     )
+    if others:
+        text += f"; of {others}, which need not have found one, those that it was run on"
     whole = ", ".join(dict.fromkeys(c.label for c in columns if c.per != "image"))
     return f"{text}. {whole} are of all images." if whole else f"{text}."
 
