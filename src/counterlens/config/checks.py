@@ -99,7 +99,9 @@ def unknown_class(experiment: Experiment, name: str) -> str | None:
     """Which class of a method's pairs one of its generators does not know; None if all."""
     for needed in experiment.methods[name].generators():
         known = experiment.generators[needed].known_classes()
-        for pair in experiment.method_pairs(name) if known is not None else ():
+        if known is None:
+            continue
+        for pair in experiment.method_pairs(name):
             if missing := sorted({*pair} - {*known}):
                 return f"generator '{needed}' knows no class {missing[0]}; add it to its `classes`"
     return None
