@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from counterlens import bench, layout
 from counterlens.classifiers import base as classifiers
-from counterlens.config import Experiment, load_experiment
+from counterlens.config import Experiment, Row, Table, load_experiment
 from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
 from counterlens.generators import base as generators
 from counterlens.methods import base as methods
+from counterlens.methods.base import Explanation
+from counterlens.methods.cem import CEM
 from counterlens.runtime import files
 from counterlens.runtime.training import save_model
 
@@ -231,7 +233,7 @@ def test_searches_are_compared_with_those_of_single_images(
     assert result["methods"]["cem"]["bare"]["passes"].startswith("120 x")
     printed = capsys.readouterr().out
     assert printed.count("x the images per second of the search one image at a time") == 2
-    assert "(100% of 3 images the same)" in printed
+    assert "100% of 3 images the same, " in printed
 
 
 def test_another_result_gives_no_speed_up(
@@ -242,7 +244,56 @@ def test_another_result_gives_no_speed_up(
     result = bench.run(searching, CPU, images=2, repeats=1, methods=["cve"], sequential=2)
     alone = result["methods"]["cve"]["sequential"]
     assert not alone["agree"] and "speed_up" not in alone
-    assert "gives other images (0% of 2 images the same)" in capsys.readouterr().out
+    assert "not comparable with the search one image at a time (0% of 2" in capsys.readouterr().out
+
+
+def test_searches_that_find_nothing_agree_on_nothing(
+    searching: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nothing(self: CEM, x: Tensor, *_: object) -> Explanation:
+        return Explanation(torch.full_like(x, 0.5), torch.zeros(len(x), dtype=torch.bool))
+
+    monkeypatch.setattr(CEM, "explain", nothing)
+    monkeypatch.setattr(
+        bench.bench_references, "cem", lambda method, x, *_: torch.full_like(x, 0.5)
+    )
+    result = bench.run(searching, CPU, images=2, repeats=1, methods=["cem"], sequential=2)
+    alone = result["methods"]["cem"]["sequential"]
+    assert (alone["same"], alone["found"], alone["agree"]) == (1.0, 0, False)
+    assert "not comparable with the search one image at a time" in capsys.readouterr().out
+
+
+def test_the_papers_times_stand_beside_ours(
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = Table(
+        name="times",
+        title="Times",
+        rows=(Row(method="c3lt", label="C3LT"), Row(method="pgd", label="Attack")),
+        columns=("milliseconds",),
+        experiments=("tiny",),
+        paper_values={"tiny": {"c3lt": {"milliseconds": 8.0}}},
+    )
+    result = bench.run(experiment, CPU, images=4, repeats=1, table=table)
+    assert set(result["methods"]) == {"c3lt", "pgd"} and not result["skipped"]
+    assert result["methods"]["c3lt"]["paper_seconds_per_image"] == 0.008
+    assert "paper 0.008 s" in capsys.readouterr().out
+    rows = Path("results/benchmarks/times.md").read_text().splitlines()
+    assert rows[4].startswith("| C3LT | 4 | ") and rows[4].endswith(" | - | 8 |")
+    assert rows[5].startswith("| Attack | 4 | ") and rows[5].endswith(" | - | - |")
+    elsewhere = table.model_copy(update={"experiments": ("digits",)})
+    with pytest.raises(UserError, match="--table times: is no table of times about tiny"):
+        bench.run(experiment, CPU, table=elsewhere)
+
+
+def test_a_method_with_fewer_images_is_measured_on_those(experiment: Experiment) -> None:
+    text = EXPERIMENT.replace("steps: 3}", "steps: 3, images: 2}")
+    files.write_text(Path("config/experiments/tiny.yaml"), text)
+    result = bench.run(load_experiment("tiny", "small"), CPU, images=4, repeats=1)
+    assert {name: entry["images"] for name, entry in result["methods"].items()} == {
+        "c3lt": 4,
+        "pgd": 2,
+    }
 
 
 def test_bfloat16_is_compared_with_float32(
@@ -284,3 +335,9 @@ def test_order_turns_round_and_warm_up_is_not_counted() -> None:
     seconds = bench.interleaved(rivals, 3, CPU)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
     assert "".join(order) == "baabbaabbaab"
+
+
+def test_no_round_begins_after_the_time_is_over() -> None:
+    calls: list[str] = []
+    seconds = bench.interleaved({"a": lambda: calls.append("a")}, 5, CPU, warm_up=3, at_most=0.0)
+    assert calls == ["a"] and len(seconds["a"]) == 1

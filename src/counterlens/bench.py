@@ -4,13 +4,15 @@ For every method of an experiment: seconds per counterfactual; the ratio to the 
 that the method cannot do without, timed in turn with it; for PGD the ratio to torchattacks on the
 same model and images; for CEM and CVE the ratio to the search as published, one image at a time;
 for a method whose diffusion model explains in bfloat16 what float32 would change; and on request
-the ratio to another method of the experiment. Images are on the device before the clock starts.
+the ratio to another method of the experiment, and a paper's times beside ours. Images are on the
+device before the clock starts.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from counterlens import __version__, bench_references, layout, plugins
 from counterlens.classifiers import base as classifiers
-from counterlens.config import Experiment, Pair, pair_name
+from counterlens.config import Experiment, Pair, Table, pair_name
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.generators import base as generators
@@ -38,11 +40,13 @@ from counterlens.methods.cve import CVE
 from counterlens.methods.pgd import PGD
 from counterlens.oracles import base as oracles
 from counterlens.oracles.feature_extractor import FeatureExtractor
+from counterlens.reports.inputs import TIME
 from counterlens.runtime import device as devices
 from counterlens.runtime import files
 from counterlens.runtime.seeding import image_generators
 
 WARM_UP = 3
+AT_MOST = 60.0  # seconds of repeating one method
 TOLERANCE = 0.05  # of validity, or of the share of equal images, between two that are compared
 SAME = 1e-3  # largest difference of a pixel
 Run = Callable[[], Any]
@@ -60,15 +64,26 @@ def run(
     warm_up: int = WARM_UP,
     beside: str | None = None,
     untrained: bool = False,
+    table: Table | None = None,
+    at_most: float = AT_MOST,
 ) -> dict[str, Any]:
     """Measure, print, and write `results/benchmarks/<experiment>.json`.
 
-    The queries are one batch of test images of the first class of `pair` (default: the first pair);
-    trained models are read from `results/`, a method without them is skipped with the reason.
-    `methods` empty means all; `peer` is compared with every `pgd` method, and the search as
-    published, on the first `sequential` images, with every `cem` and `cve` method. `beside` is a
-    method that each other one is compared with. `untrained` networks have fresh weights: enough for
-    a method whose work does not depend on them.
+    The queries are one batch of test images of the first class of `pair` (default: the first pair),
+    as many as asked for and the experiment gives the method. Trained models are read from
+    `results/`; a method without them is skipped with the reason. No repeat of a method begins once
+    `at_most` seconds are over.
+
+    Args:
+        methods: their names; none means those of the table, or all.
+        peer: compared with every `pgd` method.
+        sequential: on so many of the images the search as published, one image at a time, is
+            compared with every `cem` and `cve` method.
+        beside: a method that each other one is compared with.
+        untrained: networks have fresh weights, enough for a method whose work does not depend on
+            them.
+        table: one of times, whose paper's number is put beside each of ours, printed and as
+            `results/benchmarks/<table>.md`.
 
     Raises:
         UserError: an argument does not fit the experiment, the peer is not installed, or no method
@@ -83,6 +98,7 @@ def run(
         if name not in experiment.methods:
             option = "--method" if name in methods else "--beside"
             raise UserError(f"{option} {name}: unknown; allowed: {', '.join(experiment.methods)}")
+    paper = _published(table, experiment) if table else {}
     attacks = _import(peer) if peer else None
     source, target = chosen
     data = load_split(layout.prepared(experiment.dataset.name, "test"), [source])
@@ -94,7 +110,7 @@ def run(
     other = load(experiment, beside, chosen, device) if beside else None
     measured: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    for name in methods or experiment.methods:
+    for name in methods or paper or experiment.methods:
         if chosen not in experiment.method_pairs(name):
             skipped[name] = f"is not run on the pair {pair_name(chosen)}"
             continue
@@ -103,13 +119,14 @@ def run(
         except UserError as error:
             skipped[name] = str(error)
             continue
-        randomness = image_generators(*seeds)
+        some = slice(experiment.methods[name].images)
+        randomness = image_generators(*seeds)[some]
         exact = in_float32(experiment, name)
         entry = measure(
             method,
-            x,
-            sources,
-            targets,
+            x[some],
+            sources[some],
+            targets[some],
             randomness,
             repeats,
             attacks,
@@ -118,9 +135,12 @@ def run(
             load(exact, name, chosen, device) if exact else None,
             judge,
             None if name == beside else other,
+            at_most,
         )
         if "beside" in entry:
             entry["beside"]["name"] = beside
+        if name in paper:
+            entry["paper_seconds_per_image"] = paper[name]
         measured[name] = {"kind": experiment.methods[name].kind, **entry}
     if not measured:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
@@ -142,6 +162,10 @@ def run(
     }
     files.write_json(layout.RESULTS / "benchmarks" / f"{experiment.name}.json", result)
     print(report(result))
+    if table:
+        files.write_text(
+            layout.RESULTS / "benchmarks" / f"{table.name}.md", beside_paper(result, table)
+        )
     return result
 
 
@@ -158,12 +182,13 @@ def measure(
     exact: Method | None = None,
     judge: FeatureExtractor | None = None,
     beside: Method | None = None,
+    at_most: float = AT_MOST,
 ) -> dict[str, Any]:
     """One method on one batch x (N, C, H, W): ours, its bare passes and what it is compared with.
 
     `attacks` is the module torchattacks, or None; `sequential` is the number of images for the
     search one image at a time; `exact` is the same method in float32, `judge` tells how far both
-    change the images; `beside` is another method.
+    change the images; `beside` is another method; no round begins once `at_most` seconds are over.
     """
     state = [one.get_state() for one in randomness]
 
@@ -190,8 +215,12 @@ def measure(
         rivals["float32"] = lambda: exact.explain(x, source, target, again()).counterfactual
     if beside is not None:
         rivals["beside"] = lambda: beside.explain(x, source, target, again())
-    seconds = interleaved(rivals, repeats, x.device, warm_up)
-    entry: dict[str, Any] = {"seconds_per_image": statistics.median(seconds["ours"]) / len(x)}
+    seconds = interleaved(rivals, repeats, x.device, warm_up, at_most)
+    entry: dict[str, Any] = {
+        "images": len(x),
+        "repeats": len(seconds["ours"]),
+        "seconds_per_image": statistics.median(seconds["ours"]) / len(x),
+    }
     if least:
         entry["bare"] = {"passes": least[0], **_versus(seconds, "bare", len(x))}
     if beside is not None:
@@ -342,31 +371,47 @@ def _filter_passes(method: ACE | CECAS, x: Tensor) -> tuple[str, Run]:
 
 
 def interleaved(
-    rivals: dict[str, Run], repeats: int, device: torch.device, warm_up: int = WARM_UP
+    rivals: dict[str, Run],
+    repeats: int,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    at_most: float = math.inf,
 ) -> dict[str, list[float]]:
-    """Seconds of each run: in turn, in an order that turns round, so that drift hits all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in rivals}
-    for number in range(warm_up + repeats):
-        for name in list(rivals) if number % 2 else list(reversed(rivals)):
+    """Seconds of each run: in turn, in an order that turns round, so that drift hits all alike.
+
+    No round begins once `at_most` seconds are over; the last one counts, were it a warm-up.
+    """
+    rounds: list[dict[str, float]] = []
+    first = time.perf_counter()
+    while len(rounds) < warm_up + repeats:
+        if rounds and time.perf_counter() - first > at_most:
+            break
+        seconds: dict[str, float] = {}
+        for name in list(rivals) if len(rounds) % 2 else list(reversed(rivals)):
             _synchronise(device)
             began = time.perf_counter()
             rivals[name]()
             _synchronise(device)
-            if number >= warm_up:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+            seconds[name] = time.perf_counter() - began
+        rounds.append(seconds)
+    counted = rounds[min(warm_up, len(rounds) - 1) :]
+    return {name: [each[name] for each in counted] for name in rivals}
 
 
 def report(result: Mapping[str, Any]) -> str:
     """The measurements in lines for people."""
     source, target = result["direction"]
     lines = [
-        f"{result['experiment']} ({result['scale']}), {source} to {target}: {result['images']} "
-        f"images, median of {result['repeats']}, {result['device']}"
+        f"{result['experiment']} ({result['scale']}), {source} to {target}, {result['device']}"
         + (", untrained networks" if result["untrained"] else "")
     ]
     for name, entry in result["methods"].items():
-        line = f"  {name}: {entry['seconds_per_image']:.3g} s per counterfactual"
+        line = (
+            f"  {name}: {entry['seconds_per_image']:.3g} s per counterfactual "
+            f"({entry['images']} images, median of {entry['repeats']})"
+        )
+        if (published := entry.get("paper_seconds_per_image")) is not None:
+            line += f"; paper {published:.3g} s"
         if "bare" in entry:
             line += f"; {entry['bare']['ratio']:.3f} x its bare passes ({entry['bare']['passes']})"
         if other := entry.get("beside"):
@@ -387,12 +432,41 @@ def report(result: Mapping[str, Any]) -> str:
             line += "; " + (
                 f"{alone['speed_up']:.1f} x the images per second of the search one image at a time"
                 if alone["agree"]
-                else "the search one image at a time gives other images"
+                else "not comparable with the search one image at a time"
             )
-            line += f" ({alone['same']:.0%} of {alone['images']} images the same)"
+            line += (
+                f" ({alone['seconds_per_image']:.3g} s each; " if alone["agree"] else " ("
+            ) + f"{alone['same']:.0%} of {alone['images']} images the same, {alone['found']} found)"
         lines.append(line)
     lines += [f"  {name}: skipped: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
+
+
+def beside_paper(result: Mapping[str, Any], table: Table) -> str:
+    """The measured times as a Markdown table, in milliseconds, with the paper's."""
+
+    def shown(seconds: float | None) -> str:
+        return "-" if seconds is None else f"{seconds * TIME.scale:.3g}"
+
+    labels = {row.method: row.label for row in table.rows}
+    lines = [
+        f"# {table.title}",
+        "",
+        "| | batch | ms per image | ms per image, one at a time as published | paper, ms |",
+        "|:---|---:|---:|---:|---:|",
+    ]
+    for name, entry in result["methods"].items():
+        alone = entry.get("sequential", {}).get("seconds_per_image")
+        numbers = (entry["seconds_per_image"], alone, entry.get("paper_seconds_per_image"))
+        cells = [labels.get(name, name), str(entry["images"]), *map(shown, numbers)]
+        lines.append(f"| {' | '.join(cells)} |")
+    networks = ", untrained networks" if result["untrained"] else ""
+    lines += [
+        "",
+        f"Scale {result['scale']}{networks}, {result['device']}, {result['threads']} threads.",
+    ]
+    lines += [f"{labels.get(n, n)}: not run: {why}" for n, why in result["skipped"].items()]
+    return "\n".join(lines) + "\n"
 
 
 def _pair(experiment: Experiment, name: str | None) -> Pair:
@@ -402,6 +476,24 @@ def _pair(experiment: Experiment, name: str | None) -> Pair:
     if name not in pairs:
         raise UserError(f"--pair {name}: experiment {experiment.name} has {', '.join(pairs)}")
     return pairs[name]
+
+
+def _published(table: Table, experiment: Experiment) -> dict[str, float | None]:
+    """A paper's seconds per image of the rows of its table of times that the experiment has."""
+    scale = TIME.scale
+    values = table.paper_values.get(experiment.name, {})
+    if TIME.name not in table.columns or experiment.name not in table.experiments:
+        raise UserError(
+            f"--table {table.name}: is no table of times about {experiment.name}; it has the "
+            f"columns {', '.join(table.columns)} of {', '.join(table.experiments)}"
+        )
+    return {
+        row.method: values[row.method][TIME.name] / scale
+        if TIME.name in values.get(row.method, {})
+        else None
+        for row in table.rows
+        if row.method in experiment.methods
+    }
 
 
 def _judge(experiment: Experiment, device: torch.device) -> FeatureExtractor | None:
@@ -453,16 +545,18 @@ def _alike(
     """Whether the batched search and that of single images give the same counterfactuals.
 
     CEM's iteration enlarges any rounding until single pixels differ, so its two are compared on a
-    short search in double precision, where that has not happened yet.
+    short search in double precision, where that has not happened yet. Where the short search finds
+    nothing they agree on nothing, so some must be found.
     """
     if isinstance(method, CEM):
         method, x = shortened(method), x.double()
-    ours = method.explain(x, source, target, randomness()[: len(x)]).counterfactual
+    ours = method.explain(x, source, target, randomness()[: len(x)])
     alone = one_at_a_time(method, x, source, target, randomness)
     assert alone is not None
-    same = (ours - alone()).flatten(1).abs().amax(dim=1) < SAME
-    share = float(same.float().mean())
-    return {"images": len(x), "same": share, "agree": share >= 1 - TOLERANCE}
+    same = (ours.counterfactual - alone()).flatten(1).abs().amax(dim=1) < SAME
+    share, found = float(same.float().mean()), int(ours.found.sum())
+    agree = share >= 1 - TOLERANCE and found > 0
+    return {"images": len(x), "same": share, "found": found, "agree": agree}
 
 
 def shortened(method: CEM) -> CEM:

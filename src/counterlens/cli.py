@@ -149,6 +149,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--beside", help="a method that each other one is timed in turn with")
     help = "networks with fresh weights, for methods whose work does not depend on them"
     found.add_argument("--untrained", action="store_true", help=help)
+    found.add_argument("--table", help="a table of times: its methods, the paper's times beside")
+    help = "seconds after which no repeat of a method begins (default 60)"
+    found.add_argument("--at-most", type=float, default=60.0, help=help)
     return whole
 
 
@@ -347,7 +350,10 @@ def check(arguments: Arguments) -> None:
 
 
 def bench(arguments: Arguments) -> None:
+    from counterlens.config import load_table
+
     chosen, where = experiment(arguments), device(arguments)
+    table = load_table(arguments.table) if arguments.table else None
     from counterlens import bench
 
     bench.run(
@@ -362,4 +368,6 @@ def bench(arguments: Arguments) -> None:
         warm_up=arguments.warm_up,
         beside=arguments.beside,
         untrained=arguments.untrained,
+        table=table,
+        at_most=arguments.at_most,
     )

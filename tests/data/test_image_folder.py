@@ -53,6 +53,20 @@ def test_both_splits_are_resized_and_labelled(folder: Path) -> None:
             assert (image[2 * label] > 250).all() and (image[1] < 5).all()
 
 
+def test_pictures_are_turned_as_their_exif_data_say(folder: Path) -> None:
+    picture = Image.new("RGB", (16, 12), (255, 0, 0))
+    picture.paste((0, 255, 0), (0, 0, 8, 12))  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held so that the left of the file is the top of the scene
+    for number in range(2):
+        path = folder / "green" / f"{number}.tif"
+        path.parent.mkdir(exist_ok=True)
+        picture.save(path, exif=exif)
+    splits = dataset(folder, names=("red", "green"), size=(16, 12)).read(folder)
+    (image,) = splits["test"].images[splits["test"].labels == 1]
+    assert (image[1, :7] > 250).all() and (image[1, 9:] < 5).all()
+
+
 def test_grey_is_the_luma(folder: Path) -> None:
     splits = dataset(folder, grey=True, size=(8, 8)).read(folder)
     assert splits["train"].images.shape == (12, 1, 8, 8)

@@ -195,20 +195,21 @@ def test_kappa_asks_for_a_margin(towards: Linear) -> None:
     [
         {"targeting": "full"},
         {"targeting": "pairwise", "initial_c": 0.5},
-        {"targeting": "full", "kappa": 0.5, "gamma": 0},
+        {"targeting": "full", "kappa": 0.01, "gamma": 0},
+        {"targeting": "full", "gamma": 100},  # not every image is found
         {"targeting": "full", "success": "leave-source", "beta": 0.02},
     ],
 )
 def test_the_batch_gives_what_the_published_loops_give(changes: dict, create, shapes) -> None:
     """In double precision: the iteration enlarges rounding."""
-    made = bench.shortened(create("cem", **changes))
+    made = bench.shortened(create("cem", **{"iterations": 30, "beta": 0.005, **changes}))
     x = shapes(4, (4, 9), seed=5).images.double()
     source = made.task.classifier(x).argmax(dim=1)
     target = (source + torch.tensor([1, 2, 3, 4])) % 10
     answer = made.explain(x, source, target)
     expected = bench_references.cem(made, x, source, target)
     torch.testing.assert_close(answer.counterfactual, expected, atol=1e-6, rtol=0)
-    assert (answer.counterfactual != x).flatten(1).any(dim=1).all()
+    assert answer.found.any()
 
 
 def test_ink_is_only_added(create, shapes) -> None:

@@ -273,6 +273,26 @@ def test_names_stand_apart(experiment: Any) -> None:
             assert width <= 1 or height <= 1
 
 
+def test_an_axis_with_an_outlier_is_logarithmic(
+    experiment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("c3lt", "pgd", "ace")
+    values = {"cout": dict(zip(names, (2.0, 1.0, 3000.0), strict=True)), "validity": {}}
+    methods = {name: experiment.methods["pgd"] for name in names}
+    few = experiment.model_copy(update={"methods": methods, "skipped": {}})
+    monkeypatch.setattr(
+        pareto.aggregate.Results,
+        "cell",
+        lambda self, method, column, directions: Cell("ok", values[column].get(method, 0.5)),
+    )
+    (axes,) = figures.DRAW["pareto"](plot(methods=names), few).axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("symlog", "linear")
+    assert axes.get_xlabel().endswith(", logarithmic")
+    values["cout"]["ace"] = 30.0
+    (axes,) = figures.DRAW["pareto"](plot(methods=names), few).axes
+    assert axes.get_xscale() == "linear"
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -291,6 +311,7 @@ def test_the_report_shows_the_board(experiment: Any) -> None:
     assert 'id="board"' in page and 'href="#board"' in page
     assert "Validity against &lt;COUT&gt;" in page and "<COUT>" not in page
     assert "rank 1" in page and "mean rank" in page
+    assert f'href="../tables/{ranked().name}.html"' in page
     assert "cve skipped: has &lt;no&gt; maps" in page
     assert html.render(experiment, [ranked()], [plot()]) == page
     declared = set(inputs.report_inputs(experiment))

@@ -79,6 +79,7 @@ def test_the_table_of_all_methods(made: Any) -> None:
         "explained": {"c3lt": 3, "pgd": 2, "c3lt-cls": 3},
         "found": {"c3lt": 2, "pgd": 1, "c3lt-cls": 2},
         "found_by_all": 0,
+        "counted_by_tables": {},
     }
     found.run(made.experiment, 9, 4)
     back = pd.read_parquet(layout.found("toy", 9, 4).with_suffix(".parquet"))
@@ -102,6 +103,8 @@ def test_the_images_that_a_table_counts_are_kept(made: Any) -> None:
     frame = pd.read_parquet(layout.found("toy", 4, 9).with_suffix(".parquet"))
     assert frame.columns.tolist() == ["image", "c3lt", "pgd", "c3lt-cls", "all", "toy-table"]
     assert frame.loc[frame["toy-table"], "image"].tolist() == [4]
+    counts = files.read_json(layout.found("toy", 4, 9).with_suffix(".json"))
+    assert counts["counted_by_tables"] == {"toy-table": 1}
     assert found.counted(load_table("toy-table"), made.experiment) == {
         (4, 9): [4],
         (9, 4): [9, 12, 15],

@@ -452,6 +452,19 @@ def test_published_tables_are_valid_and_complete(monkeypatch: pytest.MonkeyPatch
             assert values["cout"] == pytest.approx(difference, abs=0.0021)
 
 
+def test_cost_includes_the_counterfactuals_that_a_method_goes_on_from(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(pairs=((4, 9),))
+    earlier = layout.timing("toy", "pgd", 4, 9)
+    earlier.write_text(json.dumps({**json.loads(earlier.read_text()), "seconds_per_image": 3.5}))
+    options = made.experiment.methods["c3lt"]
+    monkeypatch.setattr(type(options), "builds_on", lambda self: "pgd" if self is options else None)
+    assert earlier in inputs.cost_inputs(made.experiment, {"c3lt": ((4, 9),)})
+    assert timing.per_image(made.experiment, "c3lt", ((4, 9),)) == (0.5 + 3.5, 14)
+    assert timing.per_image(made.experiment, "c3lt", ((9, 4),)) == (0.5 + 0.5, 14)
+
+
 def test_cost_weighs_directions_by_images(make: Make) -> None:
     made = make()
     path = layout.timing("toy", "pgd", 3, 8)

@@ -20,7 +20,8 @@ from counterlens.data.image_folders import FolderDataset
 from counterlens.data.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+SUFFIXES |= {".pgm", ".pnm", ".ppm"}
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -76,7 +77,7 @@ class Options(DatasetOptions):
 
 
 class ImageFolder(FolderDataset):
-    """Pictures of any size and format that Pillow reads."""
+    """Pictures of any size, by their suffixes; other files are passed over."""
 
     @property
     def crop(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -79,7 +79,7 @@ class FolderDataset(Dataset):
 
 
 def read_pictures(paths: Sequence[Path], height: int, width: int, crop: bool) -> np.ndarray:
-    """Decode pictures: uint8 (N, 3, height, width), resized (bicubic).
+    """Decode pictures: uint8 (N, 3, height, width), turned as EXIF says and resized (bicubic).
 
     Args:
         paths: in order; a progress bar counts them.
@@ -94,7 +94,7 @@ def read_pictures(paths: Sequence[Path], height: int, width: int, crop: bool) ->
     for place, path in enumerate(progress(paths, len(paths), "reading pictures")):
         try:
             with Image.open(path) as opened:
-                picture = opened.convert("RGB")
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
         except OSError as error:
             raise UserError(f"{path}: {error}") from None
         size, method = (width, height), Image.Resampling.BICUBIC

@@ -15,7 +15,7 @@ from counterlens import layout
 from counterlens.config import ORIGINAL_DATA, Column, Experiment, Pair
 from counterlens.errors import UserError
 from counterlens.metrics.bootstrap import mean_interval
-from counterlens.reports import inputs
+from counterlens.reports import inputs, timing
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 
@@ -187,13 +187,8 @@ class Results:
         """Mean over all images of the directions."""
         if method == ORIGINAL_DATA:
             return Cell("not defined")
-        read = [
-            files.read_json(path)
-            for path in inputs.timing_files(self.experiment, method, directions)
-        ]
-        images = sum(int(each["images"]) for each in read)
-        seconds = sum(float(each["seconds_per_image"]) * int(each["images"]) for each in read)
-        return Cell("ok", seconds / max(1, images) * inputs.TIME.scale, images=images)
+        seconds, images = timing.per_image(self.experiment, method, directions)
+        return Cell("ok", seconds * inputs.TIME.scale, images=images)
 
     def _pair_cell(self, method: str, column: Column, directions: Sequence[Pair]) -> Cell:
         """Mean over the pairs that the directions belong to."""

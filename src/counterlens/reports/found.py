@@ -112,9 +112,11 @@ def run(experiment: Experiment, source: int, target: int) -> None:
     common = found_by_all(table)
     place = layout.found(experiment.name, source, target)
     rows = table.assign(all=table.index.isin(common))
+    sizes: dict[str, int] = {}
     for filtered in tables:
         counted = found_by_all(table.filter(items=inputs.filtered_methods(filtered, experiment)))
         rows[filtered.name] = table.index.isin(counted)
+        sizes[filtered.name] = len(counted)
     rows = rows.reset_index()
     files.write_parquet(place.with_suffix(".parquet"), rows)
     counts = {
@@ -124,5 +126,6 @@ def run(experiment: Experiment, source: int, target: int) -> None:
         "explained": {name: int(count) for name, count in table.count().items()},
         "found": {name: int(count) for name, count in table.sum().items()},
         "found_by_all": len(common),
+        "counted_by_tables": sizes,
     }
     files.write_json(place.with_suffix(".json"), counts)

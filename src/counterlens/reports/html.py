@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from os.path import relpath
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,9 @@ def boards(
         shown.append(
             {
                 "title": table.title,
+                "with_costs": relpath(
+                    layout.TABLES / f"{table.name}.html", layout.report(experiment.name).parent
+                ),
                 "headers": [aggregate.header(column) for column in built.columns],
                 "rows": printing.shown(built, experiment.name),
                 "footer": built.footer,

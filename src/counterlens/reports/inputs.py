@@ -177,6 +177,7 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
                 paths += pair_files(experiment, method, directions)
             if TIME.name in table.columns:
                 paths += timing_files(experiment, method, directions)
+                paths += earlier_timing_files(experiment, method, directions)
         for method in filtered_methods(table, experiment):
             directions = table_directions(table, experiment, method)
             paths += [
@@ -331,6 +332,7 @@ def cost_inputs(
     chosen_of = own_directions(experiment) if directions is None else directions
     for method, chosen in chosen_of.items():
         found += timing_files(experiment, method, chosen)
+        found += earlier_timing_files(experiment, method, chosen)
         found += training_times(experiment, method, chosen)
         found += generator_times(experiment, method, chosen)
     return list(dict.fromkeys(found))
@@ -341,3 +343,12 @@ def timing_files(experiment: Experiment, method: str, directions: Iterable[Pair]
     if method == ORIGINAL_DATA:
         return []
     return [layout.timing(experiment.name, method, *direction) for direction in directions]
+
+
+def earlier_timing_files(
+    experiment: Experiment, method: str, directions: Iterable[Pair]
+) -> list[Path]:
+    """Those of the method whose counterfactuals this one goes on from; most have none."""
+    if method == ORIGINAL_DATA or (earlier := experiment.methods[method].builds_on()) is None:
+        return []
+    return timing_files(experiment, earlier, directions)

@@ -19,6 +19,8 @@ BEHIND = "#9a9aa5"
 ANGLES = np.arange(12) * np.pi / 6
 PLACES = [(r * np.cos(a), r * np.sin(a)) for r in (10, 20, 32, 46) for a in ANGLES]
 """Where a label may stand, in points from its own point, the nearest first."""
+OUTLYING = 30.0
+"""An axis is logarithmic where one method's value is so many times the median."""
 
 
 def front(points: np.ndarray, columns: tuple[Column, Column]) -> np.ndarray:
@@ -74,6 +76,12 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
         order = 4 if chosen else 3
         axes.scatter(*point, s=42, color=color, edgecolor="white", lw=0.8, zorder=order)
     axes.set(xlabel=aggregate.header(columns[0]), ylabel=aggregate.header(columns[1]))
+    for axis, values in zip("xy", np.abs(points).T, strict=True):
+        middle = float(np.median(values))
+        if values.max() > OUTLYING * middle > 0:
+            threshold = 10 ** np.floor(np.log10(middle))
+            getattr(axes, f"set_{axis}scale")("symlog", linthresh=threshold)
+            getattr(axes, f"set_{axis}label")(f"{getattr(axes, f'get_{axis}label')()}, logarithmic")
     axes.margins(0.12)
     axes.grid(color="#e6e6ea", lw=0.6)
     axes.set_axisbelow(True)

@@ -19,6 +19,7 @@ def collect(
 ) -> pd.DataFrame:
     """One row per method: the mean over its directions, weighted by images, and its trainings.
 
+    The seconds of a method that goes on from another's counterfactuals include the other's.
     `training_seconds` is of the method itself, `generator_seconds` of all the generators it needs;
     methods that share one count it each.
 
@@ -34,13 +35,12 @@ def collect(
     for method, chosen in chosen_of.items():
         paths = inputs.timing_files(experiment, method, chosen)
         measured: list[dict[str, Any]] = [files.read_json(path) for path in paths]
-        images = sum(each["images"] for each in measured)
-        seconds = sum(each["seconds_per_image"] * each["images"] for each in measured)
+        seconds, images = per_image(experiment, method, chosen)
         summary.append(
             {
                 "experiment": experiment.name,
                 "method": method,
-                "seconds_per_image": seconds / max(1, images),
+                "seconds_per_image": seconds,
                 "images": images,
                 "training_seconds": _seconds(inputs.training_times(experiment, method, chosen)),
                 "generator_seconds": _seconds(inputs.generator_times(experiment, method, chosen)),
@@ -49,6 +49,29 @@ def collect(
             }
         )
     return pd.DataFrame(summary)
+
+
+def per_image(experiment: Experiment, method: str, directions: Sequence[Pair]) -> tuple[float, int]:
+    """Mean seconds of a counterfactual over all images of some directions, and their number.
+
+    What the method goes on from is included.
+
+    Raises:
+        UserError: a timing file is missing.
+    """
+    total, images = 0.0, 0
+    for paths in (
+        inputs.timing_files(experiment, method, directions),
+        inputs.earlier_timing_files(experiment, method, directions),
+    ):
+        read: list[dict[str, Any]] = [files.read_json(path) for path in paths]
+        counts = [int(each["images"]) for each in read]
+        seconds = sum(
+            float(each["seconds_per_image"]) * n for each, n in zip(read, counts, strict=True)
+        )
+        total += seconds / max(1, sum(counts))
+        images = images or sum(counts)
+    return total, images
 
 
 def _seconds(paths: Iterable[Path]) -> float:
