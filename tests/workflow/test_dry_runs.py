@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -133,3 +134,18 @@ def test_a_config_error_stops_before_any_job(
 
 def test_an_unknown_target_is_an_error(shipped: Project) -> None:
     assert "c3lt-table99" in shipped.snakemake("c3lt-table99", "-n", fails=True)
+
+
+def test_the_experiment_of_a_user_s_own(shipped: Project, tmp_path: Path) -> None:
+    """`snakemake my-pictures`, as docs/bring-your-own.md says, with the files that it names."""
+    project = shipped.clone(tmp_path / "project")
+    shutil.copytree(ROOT / "examples", project.path / "examples", dirs_exist_ok=True)
+    shown = project.path / "examples/bring_your_own/my-pictures.yaml"
+    shutil.copy(shown, project.path / "config/experiments")
+    for name in ("three", "eight", "nine"):
+        (project.path / "my/pictures" / name).mkdir(parents=True)
+    (project.path / "my/net.safetensors").touch()
+    place = "my-pictures/counterfactuals/nearest/0_to_1"
+    assert {"my-pictures/classifier", place} <= set(project.jobs("my-pictures"))
+    (project.path / "my/net.safetensors").unlink()
+    assert "my/net.safetensors" in project.snakemake("my-pictures", "-n", fails=True)
