@@ -463,7 +463,7 @@ def beside_paper(result: Mapping[str, Any], table: Table) -> str:
     networks = ", untrained networks" if result["untrained"] else ""
     lines += [
         "",
-        f"Scale {result['scale']}{networks}, {result['device']}, {result['threads']} threads.",
+        f"Scale {result['scale']}{networks}, {result['device']}.",
     ]
     lines += [f"{labels.get(n, n)}: not run: {why}" for n, why in result["skipped"].items()]
     return "\n".join(lines) + "\n"
