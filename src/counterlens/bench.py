@@ -480,7 +480,6 @@ def _pair(experiment: Experiment, name: str | None) -> Pair:
 
 def _published(table: Table, experiment: Experiment) -> dict[str, float | None]:
     """A paper's seconds per image of the rows of its table of times that the experiment has."""
-    scale = TIME.scale
     values = table.paper_values.get(experiment.name, {})
     if TIME.name not in table.columns or experiment.name not in table.experiments:
         raise UserError(
@@ -488,7 +487,7 @@ def _published(table: Table, experiment: Experiment) -> dict[str, float | None]:
             f"columns {', '.join(table.columns)} of {', '.join(table.experiments)}"
         )
     return {
-        row.method: values[row.method][TIME.name] / scale
+        row.method: values[row.method][TIME.name] / TIME.scale
         if TIME.name in values.get(row.method, {})
         else None
         for row in table.rows

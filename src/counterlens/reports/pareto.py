@@ -75,13 +75,13 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
                 intervals.append(ends)
         order = 4 if chosen else 3
         axes.scatter(*point, s=42, color=color, edgecolor="white", lw=0.8, zorder=order)
-    axes.set(xlabel=aggregate.header(columns[0]), ylabel=aggregate.header(columns[1]))
-    for axis, values in zip("xy", np.abs(points).T, strict=True):
-        middle = float(np.median(values))
+    setters = ((axes.set_xscale, axes.set_xlabel), (axes.set_yscale, axes.set_ylabel))
+    for (scale, label), column, values in zip(setters, columns, np.abs(points).T, strict=True):
+        header, middle = aggregate.header(column), float(np.median(values))
         if values.max() > OUTLYING * middle > 0:
-            threshold = 10 ** np.floor(np.log10(middle))
-            getattr(axes, f"set_{axis}scale")("symlog", linthresh=threshold)
-            getattr(axes, f"set_{axis}label")(f"{getattr(axes, f'get_{axis}label')()}, logarithmic")
+            scale("symlog", linthresh=10 ** np.floor(np.log10(middle)))
+            header += ", logarithmic"
+        label(header)
     axes.margins(0.12)
     axes.grid(color="#e6e6ea", lw=0.6)
     axes.set_axisbelow(True)

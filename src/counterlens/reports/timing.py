@@ -59,19 +59,17 @@ def per_image(experiment: Experiment, method: str, directions: Sequence[Pair]) -
     Raises:
         UserError: a timing file is missing.
     """
-    total, images = 0.0, 0
-    for paths in (
-        inputs.timing_files(experiment, method, directions),
-        inputs.earlier_timing_files(experiment, method, directions),
-    ):
-        read: list[dict[str, Any]] = [files.read_json(path) for path in paths]
-        counts = [int(each["images"]) for each in read]
-        seconds = sum(
-            float(each["seconds_per_image"]) * n for each, n in zip(read, counts, strict=True)
-        )
-        total += seconds / max(1, sum(counts))
-        images = images or sum(counts)
-    return total, images
+    seconds, images = _mean(inputs.timing_files(experiment, method, directions))
+    earlier, _ = _mean(inputs.earlier_timing_files(experiment, method, directions))
+    return seconds + earlier, images
+
+
+def _mean(paths: Iterable[Path]) -> tuple[float, int]:
+    """Mean seconds per image of some timing files, weighted by images, and the images."""
+    read: list[dict[str, Any]] = [files.read_json(path) for path in paths]
+    images = sum(int(each["images"]) for each in read)
+    seconds = sum(float(each["seconds_per_image"]) * int(each["images"]) for each in read)
+    return seconds / max(1, images), images
 
 
 def _seconds(paths: Iterable[Path]) -> float:
