@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from counterlens import __version__, bench_references, layout, plugins
+from counterlens import __version__, bench_references, bench_report, layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, Pair, Table, pair_name
 from counterlens.data.base import load_split
@@ -161,10 +161,11 @@ def run(
         "skipped": skipped,
     }
     files.write_json(layout.RESULTS / "benchmarks" / f"{experiment.name}.json", result)
-    print(report(result))
+    print(bench_report.in_words(result))
     if table:
         files.write_text(
-            layout.RESULTS / "benchmarks" / f"{table.name}.md", beside_paper(result, table)
+            layout.RESULTS / "benchmarks" / f"{table.name}.md",
+            bench_report.beside_paper(result, table),
         )
     return result
 
@@ -396,77 +397,6 @@ def interleaved(
         rounds.append(seconds)
     counted = rounds[min(warm_up, len(rounds) - 1) :]
     return {name: [each[name] for each in counted] for name in rivals}
-
-
-def report(result: Mapping[str, Any]) -> str:
-    """The measurements in lines for people."""
-    source, target = result["direction"]
-    lines = [
-        f"{result['experiment']} ({result['scale']}), {source} to {target}, {result['device']}"
-        + (", untrained networks" if result["untrained"] else "")
-    ]
-    for name, entry in result["methods"].items():
-        line = (
-            f"  {name}: {entry['seconds_per_image']:.3g} s per counterfactual "
-            f"({entry['images']} images, median of {entry['repeats']})"
-        )
-        if (published := entry.get("paper_seconds_per_image")) is not None:
-            line += f"; paper {published:.3g} s"
-        if "bare" in entry:
-            line += f"; {entry['bare']['ratio']:.3f} x its bare passes ({entry['bare']['passes']})"
-        if other := entry.get("beside"):
-            line += f"; {other['ratio']:.3f} x the time of {other['name']}"
-        if peer := entry.get("peer"):
-            both = f"validity {peer['validity']['ours']:.3f} and {peer['validity']['peer']:.3f}"
-            ratio = f"{peer['ratio']:.3f} x" if peer["agree"] else "not comparable with"
-            line += f"; {ratio} {peer['name']} {peer['version']} ({both})"
-        if exact := entry.get("float32"):
-            pairs = {"validity": exact["validity"], "LPIPS-oracle": exact.get("lpips_oracle")}
-            line += f"; {exact['ratio']:.3f} x itself in float32 (" + ", ".join(
-                f"{title} {both['ours']:.3f} and {both['float32']:.3f}"
-                for title, both in pairs.items()
-                if both
-            )
-            line += ")"
-        if alone := entry.get("sequential"):
-            line += "; " + (
-                f"{alone['speed_up']:.1f} x the images per second of the search one image at a time"
-                if alone["agree"]
-                else "not comparable with the search one image at a time"
-            )
-            line += (
-                f" ({alone['seconds_per_image']:.3g} s each; " if alone["agree"] else " ("
-            ) + f"{alone['same']:.0%} of {alone['images']} images the same, {alone['found']} found)"
-        lines.append(line)
-    lines += [f"  {name}: skipped: {reason}" for name, reason in result["skipped"].items()]
-    return "\n".join(lines)
-
-
-def beside_paper(result: Mapping[str, Any], table: Table) -> str:
-    """The measured times as a Markdown table, in milliseconds, with the paper's."""
-
-    def shown(seconds: float | None) -> str:
-        return "-" if seconds is None else f"{seconds * TIME.scale:.3g}"
-
-    labels = {row.method: row.label for row in table.rows}
-    lines = [
-        f"# {table.title}",
-        "",
-        "| | batch | ms per image | ms per image, one at a time as published | paper, ms |",
-        "|:---|---:|---:|---:|---:|",
-    ]
-    for name, entry in result["methods"].items():
-        alone = entry.get("sequential", {}).get("seconds_per_image")
-        numbers = (entry["seconds_per_image"], alone, entry.get("paper_seconds_per_image"))
-        cells = [labels.get(name, name), str(entry["images"]), *map(shown, numbers)]
-        lines.append(f"| {' | '.join(cells)} |")
-    networks = ", untrained networks" if result["untrained"] else ""
-    lines += [
-        "",
-        f"Scale {result['scale']}{networks}, {result['device']}.",
-    ]
-    lines += [f"{labels.get(n, n)}: not run: {why}" for n, why in result["skipped"].items()]
-    return "\n".join(lines) + "\n"
 
 
 def _pair(experiment: Experiment, name: str | None) -> Pair:
