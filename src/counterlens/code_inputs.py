@@ -13,6 +13,7 @@ CONTROL = (
     "__main__",
     "bench",
     "bench_references",
+    "bench_report",
     "cli",
     "code_inputs",
     *(f"config/{path.stem}" for path in sorted((PACKAGE / "config").glob("*.py"))),
