@@ -259,6 +259,22 @@ def test_the_losses_that_are_reported(
     assert set(history[0]) == {"epoch", *row}
 
 
+def test_generated_images_do_not_count_in_the_encoder_s_statistics(create, training) -> None:
+    """One step from the same weights: the running statistics are those of the real images."""
+
+    def statistics(latent_weight: float) -> dict[str, Tensor]:
+        options = {"epochs": 1, "batch_size": 16, "precision": "fp32"}
+        model = create("dcgan-encoder", latent_weight=latent_weight, **options)
+        model.fit(training(count=16))
+        found = model.state_dict()
+        return {name: found[name].clone() for name in found if "running" in name or "num" in name}
+
+    without, with_latents = statistics(0.0), statistics(0.5)
+    assert without
+    for name, value in without.items():
+        torch.testing.assert_close(with_latents[name], value)
+
+
 def test_the_encoder_learns_to_reconstruct(create, training) -> None:
     given = training()
     decoder = given.generators["dcgan"]

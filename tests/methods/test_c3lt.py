@@ -245,7 +245,7 @@ class ByHand:
         for images in (self.x_cf, self.y_cf, self.x_cyc, self.y_cyc):
             real = self.discriminate(images)
             terms.append(np.log(1 - real).mean() if saturating else -np.log(real).mean())
-        return sum(terms) / 4
+        return sum(terms) / (2 if saturating else 4)
 
 
 def losses(method: C3LT, batch: tuple[Tensor, Tensor]) -> dict[str, float]:

@@ -148,14 +148,19 @@ def of_mean(mean: float) -> tuple[float, float]:
 
 
 def test_the_curve_over_edits_by_hand(bright, make_set) -> None:
-    """Three edits, one and none; each curve has its own number of steps."""
-    query = torch.zeros(3, 1, 2, 2)
-    order = torch.tensor([[1, 2, 2, 3], [0, 1, 0, 0], [0, 0, 0, 0]]).float().view(3, 1, 2, 2)
+    """Three edits, one, none, and two of which the second pasted only what the first had.
+
+    Each curve has its own number of steps.
+    """
+    query = torch.zeros(4, 1, 2, 2)
+    order = torch.tensor([[1, 2, 2, 3], [0, 1, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0]])
+    order = order.float().view(4, 1, 2, 2)
+    edits = torch.tensor([3.0, 1.0, 0.0, 2.0])
     counterfactual = torch.tensor([0.4, 0.8, 0.4, 0.8]).view(1, 1, 2, 2) * (order > 0)
-    cf = make_set(counterfactual, query, extras={"edit_order": order})
+    cf = make_set(counterfactual, query, extras={"edit_order": order, "edits": edits})
     for scale in ("paper", "code"):
         found = Cout(options(scale=scale), MetricContext(bright)).per_image(cf)
-        means = [[0, 0.1, 0.4, 0.6], [0, 0.2], [0]]
+        means = [[0, 0.1, 0.4, 0.6], [0, 0.2], [0], [0, 0.2, 0.2]]
         for row, walked in enumerate(means):
             for kind, index in (("source", 0), ("target", 1)):
                 curve = [of_mean(mean)[index] for mean in walked]
@@ -171,18 +176,28 @@ def test_the_curve_over_edits_by_hand(bright, make_set) -> None:
 def test_no_edits_at_all_and_no_image(bright, make_set, random_set) -> None:
     query = random_set(2).counterfactual
     none = torch.zeros(2, 1, 6, 6)
-    cf = make_set(query, query.clone(), extras={"edit_order": none})
+    cf = make_set(query, query.clone(), extras={"edit_order": none, "edits": torch.zeros(2)})
     found = Cout(options(), MetricContext(bright)).per_image(cf)
     np.testing.assert_allclose(found["aupc_target"], bright(query).softmax(1)[:, 1], rtol=1e-5)
-    empty = make_set(query[:0], query[:0], extras={"edit_order": none[:0]})
+    empty = make_set(query[:0], query[:0], extras={"edit_order": none[:0], "edits": torch.zeros(0)})
     assert Cout(options(), MetricContext(bright)).per_image(empty)["cout"].shape == (0,)
 
 
 def test_a_pixel_that_no_edit_changed_is_a_bug(bright, make_set) -> None:
     query = torch.zeros(1, 1, 2, 2)
     order = torch.tensor([1.0, 0, 0, 0]).view(1, 1, 2, 2)
-    broken = make_set(query + 1, query, extras={"edit_order": order})
+    edits = torch.ones(1)
+    broken = make_set(query + 1, query, extras={"edit_order": order, "edits": edits})
     with pytest.raises(ValueError, match="in none of the edits"):
+        Cout(options(), MetricContext(bright)).per_image(broken)
+
+
+def test_an_edit_beyond_their_number_is_a_bug(bright, make_set) -> None:
+    query = torch.zeros(1, 1, 2, 2)
+    order = torch.tensor([1.0, 2, 2, 1]).view(1, 1, 2, 2)
+    edits = torch.ones(1)
+    broken = make_set(query + 1, query, extras={"edit_order": order, "edits": edits})
+    with pytest.raises(ValueError, match="beyond the number of edits"):
         Cout(options(), MetricContext(bright)).per_image(broken)
 
 

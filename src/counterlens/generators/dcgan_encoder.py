@@ -8,6 +8,7 @@ since regressing latents alone loses the class.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import torch
@@ -122,7 +123,8 @@ class DCGANEncoder(Generator):
                         losses["features"] = sum_of_means(wanted, classifier.maps(reconstruction))
                     if options.latent_weight:
                         z = torch.randn(len(x), self.latent_dim, generator=noise).to(device)
-                        found = self.encode(decode(z)).float()
+                        with statistics_kept(self.encoder):
+                            found = self.encode(decode(z)).float()
                         losses["latents"] = functional.mse_loss(found, z)
                 loss = losses["pixels"]
                 loss = loss + options.feature_weight * losses.get("features", 0)
@@ -161,3 +163,16 @@ def sum_of_means(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
     """Sum over the feature maps of the mean absolute difference."""
     terms = [(a.float() - b.float()).abs().mean() for a, b in zip(wanted, found, strict=True)]
     return torch.stack(terms).sum()
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Batch normalisation as in training, without updating its running mean and variance."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True

@@ -45,7 +45,8 @@ class Options(MethodOptions):
             normalised squared difference; `paper` is Eq. 5, sums on the absolute difference.
         proximity_reference: compare the counterfactual with the real image or its reconstruction.
         cycle: `normalised` is the code's means, `paper` is Eq. 6's sums.
-        adversarial: non-saturating -log D (code) or the paper's saturating log(1 - D).
+        adversarial: mean of the non-saturating -log D (code), or the paper's saturating
+            log(1 - D), the counterfactual's and the cycle image's summed.
         train_discriminator: go on training a copy of the discriminator against g and h.
         cycle_maps: compare only so many of the classifier's first feature maps; None: all of them.
         classification: negative log-likelihood, or a hinge on probabilities with `margin`.
@@ -403,7 +404,7 @@ class Objective:
         with autocast(x.device, options.precision):
             logits = critic.discriminate(decoded).float()  # type: ignore[operator]
         if options.adversarial == "saturating":
-            return -functional.softplus(logits).mean()
+            return -2 * functional.softplus(logits).mean()
         return functional.softplus(-logits).mean()
 
     def update_critic(self, x: Tensor, counterfactual: Tensor) -> None:

@@ -83,20 +83,23 @@ class Cout(Metric):
         """The step at which each pixel of x_cf is inserted, int64 (N, P), and the number of steps.
 
         A method that edits step by step gives `extras["edit_order"]` (N, 1, H, W), the number of
-        the edit that changed each pixel, 0 for none: the steps are its edits. Otherwise the order
-        is that of the method's own mask (`extras["mask"]`) or of |x_cf - x|; colour channels are
-        averaged.
+        the edit that changed each pixel, 0 for none, and `extras["edits"]` (N,), how many it made:
+        the steps are these. Otherwise the order is that of the method's own mask
+        (`extras["mask"]`) or of |x_cf - x|; colour channels are averaged.
 
         Raises:
-            ValueError: the mask has NaN, or no edit changed a pixel that differs.
+            ValueError: the mask has NaN, no edit changed a pixel that differs, or a pixel's edit
+                is beyond the number of edits.
         """
         query, counterfactual = require_query(cf), cf.counterfactual
         where = f"{cf.method} {cf.source}_to_{cf.target}"
         if "edit_order" in cf.extras:
-            edits = cf.extras["edit_order"].long().flatten(1)
-            if ((query != counterfactual).any(1).flatten(1) & (edits == 0)).any():
+            order = cf.extras["edit_order"].long().flatten(1)
+            if ((query != counterfactual).any(1).flatten(1) & (order == 0)).any():
                 raise ValueError(f"{where}: pixels differ that are in none of the edits")
-            return edits, int(edits.max()) if len(edits) else 0
+            if (order.amax(dim=1) > cf.extras["edits"]).any():
+                raise ValueError(f"{where}: a pixel's edit is beyond the number of edits")
+            return order, int(cf.extras["edits"].max()) if len(order) else 0
         mask = cf.extras.get("mask")
         mask = (counterfactual - query).abs() if mask is None else mask.float()
         if mask.isnan().any():
@@ -140,7 +143,7 @@ class Cout(Metric):
         """`aupc_source`, `aupc_target`, `cout` (N,); `curve_source`, `curve_target` (N, T+1)."""
         source, target = self.curves(cf).unbind(2)
         if "edit_order" in cf.extras:
-            edits = cf.extras["edit_order"].flatten(1).amax(dim=1)
+            edits = cf.extras["edits"]
             aupc_source, aupc_target = (mean_over_edits(curve, edits) for curve in (source, target))
         else:
             pixels = cf.counterfactual.shape[-2] * cf.counterfactual.shape[-1]
