@@ -396,7 +396,10 @@ class Objective:
         return (perceptual + latent_difference.mean()) / 2
 
     def adversarial(self, x: Tensor, decoded: Tensor) -> Tensor:
-        """Counterfactuals and cycle images that the discriminator takes for real (Eq. 7)."""
+        """Counterfactuals and cycle images that the discriminator takes for real (Eq. 7).
+
+        x' and x_cyc are as many: twice the mean over both is the paper's sum of their means.
+        """
         options, critic = self.method.options, self.method.generator
         if self.critic is not None:
             critic = self.critic
