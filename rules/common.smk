@@ -5,7 +5,7 @@ import sys
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from counterlens.errors import UserError
-from counterlens.workflow import Workflow as ConfiguredProject
+from counterlens.plan.plan import Workflow as ConfiguredProject
 
 try:
     project = ConfiguredProject(config)

@@ -27,8 +27,8 @@ from counterlens.config import (
     Table,
     read_yaml,
 )
-from counterlens.reports import inputs
-from counterlens.workflow import Workflow
+from counterlens.plan import inputs
+from counterlens.plan.plan import Workflow
 
 CODE = ("Snakefile", "rules", "src/counterlens")
 KEPT = "persist: true"  # DVC would delete the files first, and all of them would be made again

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from counterlens import __version__, cli
-from counterlens.config import Experiment, dataset_options
+from counterlens.config import Experiment
 from counterlens.errors import UserError
+from counterlens.experiments import dataset_options
 
 RULES = sorted(Path(__file__).parents[1].glob("rules/*.smk"))
 STAGES = re.findall(r'stage\("([\w-]+)"', Path(cli.__file__).read_text(encoding="utf-8"))
@@ -219,13 +220,13 @@ def test_a_name_that_the_experiment_has_not(
         ("report --experiment e --scale published", "reports.html", "run", ("e", "published")),
         (
             "fetch --dataset mnist --file f.gz --mirror /m",
-            "data.fetch",
+            "data.formats.fetch",
             "fetch_dataset_file",
             (dataset_options("mnist", []), "f.gz", Path("data/raw/mnist/f.gz"), "/m"),
         ),
         (
             "prepare --dataset fashion-mnist",
-            "data.prepare",
+            "data.formats.prepare",
             "prepare",
             (
                 dataset_options("fashion-mnist", []),
@@ -235,7 +236,7 @@ def test_a_name_that_the_experiment_has_not(
         ),
         (
             "prepare --dataset celeba --set attribute=Young --set size=64",
-            "data.prepare",
+            "data.formats.prepare",
             "prepare",
             (
                 dataset_options("celeba", ["attribute=Young", "size=64"]),
@@ -245,7 +246,7 @@ def test_a_name_that_the_experiment_has_not(
         ),
         (
             "weights --weight w",
-            "data.weights",
+            "data.formats.weights",
             "fetch_weight",
             ("w", Path("data/weights/w.json"), None),
         ),

@@ -11,14 +11,9 @@ import pytest
 import yaml
 
 from counterlens import config
-from counterlens.config import (
-    Column,
-    load_experiment,
-    merge,
-    pair_name,
-    parse_pair,
-)
+from counterlens.config import Column, merge, pair_name, parse_pair
 from counterlens.errors import UserError
+from counterlens.experiments import load_experiment
 
 TINY: dict[str, Any] = {
     "name": "tiny",

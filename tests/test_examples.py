@@ -16,10 +16,11 @@ import yaml
 from counterlens import layout, plugins
 from counterlens.classifiers import adopt
 from counterlens.classifiers import base as classifiers
-from counterlens.config import Experiment, load_experiment
+from counterlens.config import Experiment
 from counterlens.data.base import Dataset, load_split
-from counterlens.data.prepare import prepare
+from counterlens.data.formats.prepare import prepare
 from counterlens.errors import UserError
+from counterlens.experiments import load_experiment
 from counterlens.methods import base, explain, fit
 from counterlens.metrics import compute
 from counterlens.runtime import files

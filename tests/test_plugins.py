@@ -58,7 +58,7 @@ def base_of(section: str) -> type:
 
 
 def test_every_section_ships_something() -> None:
-    assert {section for section, _ in SHIPPED} == set(plugins.NOT_PLUGINS)
+    assert {section for section, _ in SHIPPED} == set(plugins.SECTIONS)
     assert {"c3lt", "pgd"} <= set(plugins.known("methods"))
     assert "fashion-mnist" in plugins.known("data")
 
@@ -67,7 +67,7 @@ def test_options_are_read_without_torch() -> None:
     script = (
         "import sys\n"
         "from counterlens import plugins\n"
-        "for section in plugins.NOT_PLUGINS:\n"
+        "for section in plugins.SECTIONS:\n"
         "    for kind in plugins.known(section):\n"
         "        options = plugins.options_class(section, kind)\n"
         "        assert options.__name__ == 'Options', (section, kind)\n"

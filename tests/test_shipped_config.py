@@ -10,16 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from counterlens.config import (
-    load_experiment,
-    load_figure,
-    load_project,
-    load_table,
-    table_names,
-)
+from counterlens.config import load_figure, load_project, load_table, table_names
 from counterlens.errors import UserError
-from counterlens.reports import inputs
-from counterlens.reports.inputs import figure_methods
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
+from counterlens.plan.inputs import figure_methods
 
 SHIPPED = Path(__file__).parents[1] / "config"
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
@@ -198,7 +193,7 @@ def test_the_project_file(copied_project: Path) -> None:
 def test_validation_does_not_import_torch(root: Path) -> None:
     script = (
         "import sys\n"
-        "from counterlens.workflow import Workflow\n"
+        "from counterlens.plan.plan import Workflow\n"
         "for scale in ('small', 'published'): Workflow({'scale': scale})\n"
         "heavy = {'torch', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"

@@ -157,7 +157,8 @@ def parser() -> argparse.ArgumentParser:
 
 def experiment(arguments: Arguments) -> Experiment:
     """The experiment a stage is asked to work on."""
-    from counterlens.config import ORIGINAL_DATA, load_experiment
+    from counterlens.config import ORIGINAL_DATA
+    from counterlens.experiments import load_experiment
 
     chosen = load_experiment(arguments.experiment, scale(arguments))
     for key in ("method", "generator", "oracle"):
@@ -190,13 +191,13 @@ def device(arguments: Arguments) -> torch.device:
 
 def dataset(arguments: Arguments) -> DatasetOptions:
     """The dataset that `fetch` or `prepare` is asked for."""
-    from counterlens.config import dataset_options
+    from counterlens.experiments import dataset_options
 
     return dataset_options(arguments.dataset, arguments.set or [])
 
 
 def fetch(arguments: Arguments) -> None:
-    from counterlens.data.fetch import fetch_dataset_file
+    from counterlens.data.formats.fetch import fetch_dataset_file
 
     chosen = dataset(arguments)
     output = layout.raw(chosen.name) / arguments.file
@@ -204,14 +205,14 @@ def fetch(arguments: Arguments) -> None:
 
 
 def prepare(arguments: Arguments) -> None:
-    from counterlens.data import prepare
+    from counterlens.data.formats import prepare
 
     chosen = dataset(arguments)
     prepare.prepare(chosen, layout.raw(chosen.name), layout.PREPARED / chosen.name)
 
 
 def weights(arguments: Arguments) -> None:
-    from counterlens.data.weights import fetch_weight
+    from counterlens.data.formats.weights import fetch_weight
 
     fetch_weight(arguments.weight, layout.weight(arguments.weight), arguments.mirror or None)
 
@@ -340,7 +341,7 @@ def report(arguments: Arguments) -> None:
 
 
 def check(arguments: Arguments) -> None:
-    from counterlens.workflow import Workflow
+    from counterlens.plan.plan import Workflow
 
     workflow = Workflow({})
     print(
@@ -354,7 +355,7 @@ def bench(arguments: Arguments) -> None:
 
     chosen, where = experiment(arguments), device(arguments)
     table = load_table(arguments.table) if arguments.table else None
-    from counterlens import bench
+    from counterlens.bench import bench
 
     bench.run(
         chosen,

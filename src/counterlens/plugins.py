@@ -21,75 +21,27 @@ from counterlens.config import Options
 from counterlens.errors import UserError
 
 PACKAGE = Path(__file__).parent
-TORCH_FREE = (
-    "typing",
-    "collections",
-    "enum",
-    "math",
-    "pydantic",
-    "counterlens.config",
-    "counterlens.data.celeba_attributes",
-    "counterlens.generators.diffusion_options",
-    "counterlens.generators.latent_options",
-    "counterlens.generators.region_options",
-    "counterlens.methods.filtered_attack_options",
-    "counterlens.methods.latent_options",
-    "counterlens.methods.eced_options",
-)
-NOT_PLUGINS = {
-    "data": {
-        "base",
-        "fetch",
-        "prepare",
-        "idx",
-        "medmnist",
-        "celeba_attributes",
-        "celeba_lists",
-        "image_folders",
-        "labelled_pictures",
-        "zipped_images",
-        "weights",
-    },
-    "classifiers": {"base", "train", "adopt"},
-    "generators": {
-        "base",
-        "train",
-        "export",
-        "diffusion",
-        "diffusion_options",
-        "latent",
-        "latent_options",
-        "region_options",
-        "regions",
-        "released",
-    },
-    "oracles": {"base", "train"},
-    "methods": {
-        "base",
-        "fit",
-        "explain",
-        "cells",
-        "filtered_attack",
-        "filtered_attack_options",
-        "latents",
-        "latent_options",
-        "eced_options",
-        "edit_region",
-        "score_cam",
-        "background",
-        "blended_diffusion",
-        "mirror_generator",
-        "reflection",
-    },
-    "metrics": {"base", "compute", "bootstrap", "vlm_client"},
-}
+SECTIONS = ("data", "classifiers", "generators", "oracles", "methods", "metrics")
+TORCH_FREE = ("typing", "collections", "enum", "math", "pydantic", "counterlens.config")
+
+
+def torch_free(module: str) -> bool:
+    """Whether an `Options` class may use a module: those of `TORCH_FREE`, and `..._options`."""
+    return (
+        module == "__future__"
+        or any(module == allowed or module.startswith(f"{allowed}.") for allowed in TORCH_FREE)
+        or (module.startswith("counterlens.") and module.endswith("_options"))
+    )
 
 
 @cache
 def known(section: str) -> list[str]:
-    """The kinds that the package ships for a section, e.g. `["c3lt", "pgd"]`."""
-    stems = {path.stem for path in (PACKAGE / section).glob("*.py")}
-    return sorted(stem.replace("_", "-") for stem in stems - NOT_PLUGINS[section] if stem[0] != "_")
+    """The kinds that the package ships for a section: its files with a class `Options`."""
+    return sorted(
+        path.stem.replace("_", "-")
+        for path in (PACKAGE / section).glob("*.py")
+        if "\nclass Options(" in path.read_text(encoding="utf-8")
+    )
 
 
 def source_file(section: str, kind: str) -> Path:
@@ -126,7 +78,7 @@ def options_class(section: str, kind: str) -> type[Options]:
     except Exception as error:
         raise UserError(
             f"{path}: class Options cannot be read by itself ({error}); it may use only classes "
-            f"named ...Options and imports from {', '.join(TORCH_FREE)}"
+            f"named ...Options and imports from {', '.join(TORCH_FREE)} and ..._options"
         ) from None
     options = module.__dict__.get("Options")
     if not (isinstance(options, type) and issubclass(options, Options)) or options is Options:
@@ -136,12 +88,9 @@ def options_class(section: str, kind: str) -> type[Options]:
 
 def _is_torch_free(node: ast.stmt) -> bool:
     if isinstance(node, ast.ImportFrom):
-        module = node.module or ""
-        return module == "__future__" or any(
-            module == allowed or module.startswith(f"{allowed}.") for allowed in TORCH_FREE
-        )
+        return torch_free(node.module or "")
     if isinstance(node, ast.Import):
-        return all(alias.name.split(".")[0] in TORCH_FREE for alias in node.names)
+        return all(torch_free(alias.name) for alias in node.names)
     return isinstance(node, ast.ClassDef) and node.name.endswith("Options")
 
 

@@ -16,8 +16,8 @@ from counterlens import layout, plugins
 from counterlens.classifiers import adopt, base
 from counterlens.classifiers.base import Classifier
 from counterlens.classifiers.pretrained import Options, Pretrained
-from counterlens.config import load_experiment
 from counterlens.errors import UserError
+from counterlens.experiments import load_experiment
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze
 

@@ -12,7 +12,7 @@ from counterlens import layout
 from counterlens.classifiers import adopt, base, resnet50
 from counterlens.classifiers.resnet50 import WEIGHT, Options, ResNet50
 from counterlens.data.base import load_split
-from counterlens.data.weights import WEIGHTS
+from counterlens.data.formats.weights import WEIGHTS
 from counterlens.errors import UserError
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze

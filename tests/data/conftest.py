@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from counterlens.data import fetch
 from counterlens.data.base import Source
+from counterlens.data.formats import fetch
 
 
 @dataclass

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from counterlens.config import dataset_options
 from counterlens.data.base import Source, load_split
 from counterlens.data.celeba import Celeba
-from counterlens.data.celeba_attributes import ATTRIBUTES
 from counterlens.data.celeba_subset import CelebaSubset
-from counterlens.data.fetch import load_dataset
-from counterlens.data.prepare import prepare
+from counterlens.data.formats.celeba_options import ATTRIBUTES
+from counterlens.data.formats.fetch import load_dataset
+from counterlens.data.formats.prepare import prepare
 from counterlens.errors import UserError
+from counterlens.experiments import dataset_options
 from counterlens.runtime import files
 
 SPLITS = ("train", "val", "test", "train", "test", "train")  # of the images, in order

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from counterlens import plugins
-from counterlens.config import dataset_options
 from counterlens.data.base import Dataset
+from counterlens.data.formats.labelled_pictures import Labelled
+from counterlens.data.formats.prepare import prepare
 from counterlens.data.image_folder import ImageFolder, Options
-from counterlens.data.labelled_pictures import Labelled
-from counterlens.data.prepare import prepare
 from counterlens.errors import UserError
+from counterlens.experiments import dataset_options
 
 
 @pytest.fixture

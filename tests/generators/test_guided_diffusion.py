@@ -14,8 +14,8 @@ from torch.nn import functional
 from counterlens.errors import UserError
 from counterlens.generators import export
 from counterlens.generators.base import Training
-from counterlens.generators.diffusion import DiffusionFilter
 from counterlens.generators.guided_diffusion import GuidedDiffusion, Options
+from counterlens.generators.parts.diffusion import DiffusionFilter
 from counterlens.runtime import files
 from counterlens.runtime.seeding import generator
 

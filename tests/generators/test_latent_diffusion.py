@@ -12,8 +12,13 @@ from torch import Tensor
 from counterlens import plugins
 from counterlens.errors import UserError
 from counterlens.generators.base import Generator, Training
-from counterlens.generators.latent import DenoisingTraining, chosen_images, decayed, steps_from
 from counterlens.generators.latent_diffusion import ClassConditionalLatentDiffusion, Options
+from counterlens.generators.parts.latent import (
+    DenoisingTraining,
+    chosen_images,
+    decayed,
+    steps_from,
+)
 from counterlens.runtime.seeding import generator
 from counterlens.runtime.training import Checkpoint, load_model, save_model
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterlens import bench, bench_references
+from counterlens.bench import bench, references
 from counterlens.classifiers.base import Classifier
 from counterlens.config import GeneratorOptions
 from counterlens.errors import UserError
@@ -207,7 +207,7 @@ def test_the_batch_gives_what_the_published_loops_give(changes: dict, create, sh
     source = made.task.classifier(x).argmax(dim=1)
     target = (source + torch.tensor([1, 2, 3, 4])) % 10
     answer = made.explain(x, source, target)
-    expected = bench_references.cem(made, x, source, target)
+    expected = references.cem(made, x, source, target)
     torch.testing.assert_close(answer.counterfactual, expected, atol=1e-6, rtol=0)
     assert answer.found.any()
 

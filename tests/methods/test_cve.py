@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens import bench_references
+from counterlens.bench import references
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
-from counterlens.methods import cells
-from counterlens.methods.cells import AffineHead, WholeHead, Window
 from counterlens.methods.cve import CVE, search
+from counterlens.methods.parts import cells
+from counterlens.methods.parts.cells import AffineHead, WholeHead, Window
 from counterlens.runtime.seeding import image_generators
 
 CPU = torch.device("cpu")
@@ -218,7 +218,7 @@ def test_the_batch_gives_what_the_search_of_one_image_gives(
         return function(data.images, data.labels, 13 - data.labels, randomness)
 
     answer = ask(made.explain)
-    expected = ask(lambda *given: bench_references.cve(made, *given))
+    expected = ask(lambda *given: references.cve(made, *given))
     assert mismatch(answer.counterfactual, expected) <= 0.02
     assert answer.extras["edits"].max() >= 1
 
@@ -234,7 +234,7 @@ def test_the_same_on_global_average_pooling(create, shapes, mismatch) -> None:
 
     answer = ask(made.explain)
     assert answer.extras["edits"].max() >= 1
-    expected = ask(lambda *given: bench_references.cve(made, *given))
+    expected = ask(lambda *given: references.cve(made, *given))
     assert mismatch(answer.counterfactual, expected) <= 0.02
 
 

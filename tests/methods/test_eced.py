@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from counterlens import plugins
 from counterlens.classifiers.base import Classifier
 from counterlens.errors import UserError
-from counterlens.methods import eced_options
-from counterlens.methods.background import masked_mean
-from counterlens.methods.blended_diffusion import BlendedSampler
 from counterlens.methods.eced import ECED, Options, degrees_between
-from counterlens.methods.edit_region import EditRegion
-from counterlens.methods.score_cam import BatchedScoreCAM, TappedClassifier
+from counterlens.methods.parts import eced_options
+from counterlens.methods.parts.background import masked_mean
+from counterlens.methods.parts.blended_diffusion import BlendedSampler
+from counterlens.methods.parts.edit_region import EditRegion
+from counterlens.methods.parts.score_cam import BatchedScoreCAM, TappedClassifier
 from counterlens.runtime.seeding import generator
 
 THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)

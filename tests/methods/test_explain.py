@@ -15,9 +15,10 @@ from PIL import Image
 from counterlens import layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as classifiers_train
-from counterlens.config import Evaluation, Experiment, load_experiment
+from counterlens.config import Evaluation, Experiment
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
+from counterlens.experiments import load_experiment
 from counterlens.generators import train as generators_train
 from counterlens.methods import base, c3lt, explain, fit
 from counterlens.metrics.base import CounterfactualSet

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from counterlens.methods.mirror_cfe import MirrorCFE, Training, pick
-from counterlens.methods.mirror_generator import patch_discriminator
-from counterlens.methods.reflection import lift, reflect, spatial_prior
+from counterlens.methods.parts.mirror_generator import patch_discriminator
+from counterlens.methods.parts.reflection import lift, reflect, spatial_prior
 from counterlens.runtime.seeding import generator
 
 N, D, CLASSES = 12, 6, 5

@@ -23,8 +23,8 @@ from PIL import Image
 from counterlens.errors import UserError
 from counterlens.metrics import vlm
 from counterlens.metrics.base import CounterfactualSet, MetricContext, NotAvailable
+from counterlens.metrics.parts.vlm_client import CRITERIA, KEY, MODEL, URL, parse
 from counterlens.metrics.vlm import Options, Vlm
-from counterlens.metrics.vlm_client import CRITERIA, KEY, MODEL, URL, parse
 
 SECRET = "sk-not-to-be-told"
 GOOD = {"validity": 9, "sparsity": 7, "proximity": 8, "realism": 6}

@@ -25,7 +25,7 @@ from counterlens.config import (
     MetricOptions,
     Pair,
 )
-from counterlens.reports import inputs
+from counterlens.plan import inputs
 from counterlens.runtime import files
 
 SIDE = 28

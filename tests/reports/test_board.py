@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from counterlens import layout
 from counterlens.config import ORIGINAL_DATA, Column, Figure, Row, Table
 from counterlens.errors import UserError
-from counterlens.reports import board, figures, html, inputs, pareto, tables
+from counterlens.plan import inputs
+from counterlens.reports import board, figures, html, pareto, tables
 from counterlens.reports.aggregate import Cell
 from counterlens.runtime import files
 

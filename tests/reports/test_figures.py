@@ -13,7 +13,8 @@ from PIL import Image
 from counterlens import layout
 from counterlens.config import Figure, MetricOptions
 from counterlens.errors import UserError
-from counterlens.reports import drawing, figures, inputs
+from counterlens.plan import inputs
+from counterlens.reports import drawing, figures
 from counterlens.runtime import files
 
 Make = Callable[..., Any]

@@ -15,7 +15,8 @@ import yaml
 from counterlens import layout
 from counterlens.config import Pair, Table, load_table
 from counterlens.errors import UserError
-from counterlens.reports import found, inputs, tables
+from counterlens.plan import inputs
+from counterlens.reports import found, tables
 from counterlens.runtime import files
 
 Make = Callable[..., Any]

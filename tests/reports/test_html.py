@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from counterlens import cli, layout
-from counterlens.config import Evaluation, load_experiment
-from counterlens.reports import gallery, html, inputs, page
+from counterlens.config import Evaluation
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
+from counterlens.reports import gallery, html, page
 from counterlens.runtime import files
 
 Make = Callable[..., Any]

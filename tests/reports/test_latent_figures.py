@@ -13,7 +13,7 @@ from PIL import Image
 from counterlens import layout
 from counterlens.config import Figure, MethodOptions
 from counterlens.errors import UserError
-from counterlens.methods.eced_options import THRESHOLDS
+from counterlens.methods.parts.eced_options import THRESHOLDS
 from counterlens.reports import drawing, figures, latent_figures
 from counterlens.runtime import files
 

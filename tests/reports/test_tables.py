@@ -15,7 +15,8 @@ import pytest
 from counterlens import layout
 from counterlens.config import Claim, Column, MetricOptions, Row, Table, load_table, table_names
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, inputs, printing, tables, timing
+from counterlens.plan import inputs
+from counterlens.reports import aggregate, printing, tables, timing
 from counterlens.reports.aggregate import Cell
 from counterlens.runtime import files
 

@@ -12,7 +12,7 @@ import pytest
 
 from counterlens import layout
 from counterlens.config import ORIGINAL_DATA
-from counterlens.workflow import Workflow
+from counterlens.plan.plan import Workflow
 
 if TYPE_CHECKING:
     from .conftest import Project

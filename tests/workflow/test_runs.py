@@ -123,7 +123,7 @@ def test_a_key_that_the_scale_overrides_changes_only_what_prints_it(project: Pro
 
 
 def test_editing_the_workflow_code_runs_only_the_reports(project: Project) -> None:
-    project.append("src/counterlens/workflow.py", "\n# another remark\n")
+    project.append("src/counterlens/plan/plan.py", "\n# another remark\n")
     sets = ("digits/counterfactuals", "digits/metrics")
     reports = {job for job in AFTER_PGD if not job.startswith(sets)}
     assert set(project.jobs("all")) == reports

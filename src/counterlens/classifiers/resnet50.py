@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from counterlens import layout
 from counterlens.classifiers.base import Classifier
 from counterlens.config import ClassifierOptions
-from counterlens.data.weights import WEIGHTS, load_weight_record
+from counterlens.data.formats.weights import WEIGHTS, load_weight_record
 from counterlens.errors import UserError
 from counterlens.runtime.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 

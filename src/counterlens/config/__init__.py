@@ -14,7 +14,6 @@ from counterlens.config.experiment import (
     parse_pair,
 )
 from counterlens.config.files import CONFIG_DIR, merge, read_yaml
-from counterlens.config.load import dataset_options, load_experiment
 from counterlens.config.options import (
     ClassifierOptions,
     Column,
@@ -67,10 +66,8 @@ __all__ = [
     "Row",
     "Scale",
     "Table",
-    "dataset_options",
     "figure_names",
     "latents_differ",
-    "load_experiment",
     "load_figure",
     "load_project",
     "load_table",

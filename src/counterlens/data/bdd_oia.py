@@ -13,8 +13,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from counterlens.config import DatasetOptions
-from counterlens.data.image_folders import FolderDataset, read_json
-from counterlens.data.labelled_pictures import Labelled
+from counterlens.data.formats.image_folders import FolderDataset, read_json
+from counterlens.data.formats.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 IMAGES = "data"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Source
-from counterlens.data.medmnist import MedMnistDataset
+from counterlens.data.formats.medmnist import MedMnistDataset
 
 
 class Options(DatasetOptions):

@@ -14,10 +14,10 @@ from pydantic import Field
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_attributes import ATTRIBUTES, Attribute, class_names
-from counterlens.data.celeba_lists import read_attributes, read_partition
-from counterlens.data.labelled_pictures import Labelled, splits
-from counterlens.data.zipped_images import open_zip, read_images
+from counterlens.data.formats.celeba_lists import read_attributes, read_partition
+from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.labelled_pictures import Labelled, splits
+from counterlens.data.formats.zipped_images import open_zip, read_images
 from counterlens.errors import UserError
 
 IMAGES = "img_align_celeba"

@@ -14,10 +14,10 @@ from typing import ClassVar
 from pydantic import Field
 
 from counterlens.config import DatasetOptions
-from counterlens.data.celeba_attributes import ATTRIBUTES, Attribute, class_names
-from counterlens.data.celeba_lists import read_attributes, read_partition
-from counterlens.data.image_folders import FolderDataset, read_lines
-from counterlens.data.labelled_pictures import Labelled
+from counterlens.data.formats.celeba_lists import read_attributes, read_partition
+from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.image_folders import FolderDataset, read_lines
+from counterlens.data.formats.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 IMAGES = "CelebA-HQ-img"

@@ -11,9 +11,9 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.celeba_attributes import ATTRIBUTES, Attribute, class_names
-from counterlens.data.labelled_pictures import Labelled, splits
-from counterlens.data.zipped_images import open_zip, read_images, table
+from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.labelled_pictures import Labelled, splits
+from counterlens.data.formats.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Source
-from counterlens.data.idx import IdxDataset
+from counterlens.data.formats.idx import IdxDataset
 
 
 class Options(DatasetOptions):

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays
-from counterlens.data.image_folders import FolderDataset
-from counterlens.data.labelled_pictures import Labelled
+from counterlens.data.formats.image_folders import FolderDataset
+from counterlens.data.formats.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 SUFFIXES = {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}

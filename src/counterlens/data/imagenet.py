@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from counterlens.config import DatasetOptions
-from counterlens.data.image_folders import FolderDataset
-from counterlens.data.labelled_pictures import Labelled
+from counterlens.data.formats.image_folders import FolderDataset
+from counterlens.data.formats.labelled_pictures import Labelled
 from counterlens.errors import UserError
 
 SUFFIXES = {".jpeg", ".jpg", ".png"}

@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.labelled_pictures import Labelled, splits
-from counterlens.data.zipped_images import open_zip, read_images, table
+from counterlens.data.formats.labelled_pictures import Labelled, splits
+from counterlens.data.formats.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):

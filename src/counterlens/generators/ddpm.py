@@ -18,8 +18,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from counterlens.config import GeneratorOptions
 from counterlens.generators.base import Training
-from counterlens.generators.diffusion import Diffusion
-from counterlens.generators.diffusion_options import DiffusionOptions
+from counterlens.generators.parts.diffusion import Diffusion
+from counterlens.generators.parts.diffusion_options import DiffusionOptions
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (

@@ -31,7 +31,7 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
     from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    from counterlens.generators.diffusion import Diffusion
+    from counterlens.generators.parts.diffusion import Diffusion
 
     model = base.create(experiment, name)
     if not isinstance(model, Diffusion):

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
-from counterlens.generators.diffusion import Diffusion
-from counterlens.generators.diffusion_options import DiffusionOptions
-from counterlens.generators.released import read_checkpoint
+from counterlens.generators.parts.diffusion import Diffusion
+from counterlens.generators.parts.diffusion_options import DiffusionOptions
+from counterlens.generators.parts.released import read_checkpoint
 from counterlens.runtime.device import autocast
 from counterlens.runtime.training import History
 

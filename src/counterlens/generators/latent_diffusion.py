@@ -17,13 +17,13 @@ from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
 from counterlens.generators.base import Training
-from counterlens.generators.latent import (
+from counterlens.generators.parts.latent import (
     DenoisingTraining,
     LatentDiffusion,
     chosen_images,
     decayed,
 )
-from counterlens.generators.latent_options import LatentOptions
+from counterlens.generators.parts.latent_options import LatentOptions
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, train

@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
-from counterlens.generators.region_options import RegionGeneratorOptions
-from counterlens.generators.regions import RegionGenerator, one_hot
-from counterlens.generators.released import read_checkpoint
+from counterlens.generators.parts.region_options import RegionGeneratorOptions
+from counterlens.generators.parts.regions import RegionGenerator, one_hot
+from counterlens.generators.parts.released import read_checkpoint
 from counterlens.runtime.training import History
 
 HALVINGS = 5

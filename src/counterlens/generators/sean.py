@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from counterlens.generators.base import Training
 from counterlens.generators.beta_tcvae import halved
-from counterlens.generators.region_options import RegionGeneratorOptions
-from counterlens.generators.regions import RegionGenerator, one_hot
+from counterlens.generators.parts.region_options import RegionGeneratorOptions
+from counterlens.generators.parts.regions import RegionGenerator, one_hot
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, cosine_decay, train

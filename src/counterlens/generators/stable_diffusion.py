@@ -19,8 +19,8 @@ from torch.nn import functional
 from counterlens.config import GeneratorOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
-from counterlens.generators.latent import DenoisingTraining, LatentDiffusion
-from counterlens.generators.latent_options import LatentOptions
+from counterlens.generators.parts.latent import DenoisingTraining, LatentDiffusion
+from counterlens.generators.parts.latent_options import LatentOptions
 from counterlens.runtime.device import place
 from counterlens.runtime.training import History, train
 

@@ -13,8 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from counterlens.methods.base import Explanation, Method, Task
-from counterlens.methods.filtered_attack import FilteredAttack, children, edit_mask
-from counterlens.methods.filtered_attack_options import FilteredAttackOptions
+from counterlens.methods.parts.filtered_attack import FilteredAttack, children, edit_mask
+from counterlens.methods.parts.filtered_attack_options import FilteredAttackOptions
 
 
 class Options(FilteredAttackOptions):

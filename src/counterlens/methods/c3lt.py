@@ -20,8 +20,8 @@ from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
 from counterlens.generators.base import Generator, Quality
 from counterlens.methods.base import Explanation, Method, Task, Walk
-from counterlens.methods.latent_options import InversionOptions, SamplingOptions
-from counterlens.methods.latents import draw_banks, draw_each, invert
+from counterlens.methods.parts.latent_options import InversionOptions, SamplingOptions
+from counterlens.methods.parts.latents import draw_banks, draw_each, invert
 from counterlens.runtime.device import autocast
 from counterlens.runtime.seeding import derive_seed
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, step_decay, train

@@ -20,13 +20,13 @@ from torch.nn import functional
 from counterlens.config import Identifier, MethodOptions
 from counterlens.data.base import ImageSet
 from counterlens.methods.base import Explanation, Method, Task
-from counterlens.methods.filtered_attack import (
+from counterlens.methods.parts.filtered_attack import (
     Attacked,
     FilteredAttack,
     children,
     edit_mask,
 )
-from counterlens.methods.filtered_attack_options import FilteredAttackOptions
+from counterlens.methods.parts.filtered_attack_options import FilteredAttackOptions
 from counterlens.runtime.device import place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from counterlens.config import MethodOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
-from counterlens.methods import cells
 from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.parts import cells
 from counterlens.runtime.training import Checkpoint, History
 
 

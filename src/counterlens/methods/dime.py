@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.generators.diffusion import diffuse, draw
+from counterlens.generators.parts.diffusion import diffuse, draw
 from counterlens.methods.base import Explanation, Method, Task
-from counterlens.methods.filtered_attack import children, diffusion_of
-from counterlens.methods.filtered_attack_options import FilterOptions
+from counterlens.methods.parts.filtered_attack import children, diffusion_of
+from counterlens.methods.parts.filtered_attack_options import FilterOptions
 
 
 class Options(FilterOptions):

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.errors import UserError
-from counterlens.generators.latent import LatentDiffusion
-from counterlens.methods.background import Background, BackgroundKeeper
+from counterlens.generators.parts.latent import LatentDiffusion
 from counterlens.methods.base import Explanation, Method, Task
-from counterlens.methods.blended_diffusion import BlendedSampler
-from counterlens.methods.eced_options import THRESHOLDS, ECEDOptions
-from counterlens.methods.edit_region import EditRegion, Region
-from counterlens.methods.filtered_attack import children
+from counterlens.methods.parts.background import Background, BackgroundKeeper
+from counterlens.methods.parts.blended_diffusion import BlendedSampler
+from counterlens.methods.parts.eced_options import THRESHOLDS, ECEDOptions
+from counterlens.methods.parts.edit_region import EditRegion, Region
+from counterlens.methods.parts.filtered_attack import children
 
 RENDERINGS_TO_STOP = 2
 

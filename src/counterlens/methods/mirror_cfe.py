@@ -22,8 +22,8 @@ from counterlens.config import MethodOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
 from counterlens.methods.base import Explanation, Method, Task, Walk
-from counterlens.methods.mirror_generator import MirrorGenerator, patch_discriminator
-from counterlens.methods.reflection import lift, reflect, spatial_prior
+from counterlens.methods.parts.mirror_generator import MirrorGenerator, patch_discriminator
+from counterlens.methods.parts.reflection import lift, reflect, spatial_prior
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import (

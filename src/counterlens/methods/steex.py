@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions, MethodOptions
-from counterlens.generators.region_options import RegionGeneratorOptions
-from counterlens.generators.regions import RegionGenerator
+from counterlens.generators.parts.region_options import RegionGeneratorOptions
+from counterlens.generators.parts.regions import RegionGenerator
 from counterlens.methods.base import Explanation, Method, Task
 
 PAPER_CODE_DIM = 512

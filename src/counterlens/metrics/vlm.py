@@ -25,7 +25,7 @@ from counterlens.metrics.base import (
     quantise,
     require_query,
 )
-from counterlens.metrics.vlm_client import (
+from counterlens.metrics.parts.vlm_client import (
     CRITERIA,
     MODEL,
     URL,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from counterlens import layout
 from counterlens.config import OracleOptions
-from counterlens.data.weights import load_weight_record
+from counterlens.data.formats.weights import load_weight_record
 from counterlens.oracles.base import Oracle
 from counterlens.runtime.device import freeze
 

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from counterlens import layout
 from counterlens.config import OracleOptions
-from counterlens.data.weights import load_weight_record
+from counterlens.data.formats.weights import load_weight_record
 from counterlens.oracles.base import Oracle
 from counterlens.runtime.device import freeze
 

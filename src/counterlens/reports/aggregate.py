@@ -14,8 +14,9 @@ import pandas as pd
 from counterlens import layout
 from counterlens.config import ORIGINAL_DATA, Column, Experiment, Pair
 from counterlens.errors import UserError
-from counterlens.metrics.bootstrap import mean_interval
-from counterlens.reports import inputs, timing
+from counterlens.metrics.parts.bootstrap import mean_interval
+from counterlens.plan import inputs
+from counterlens.reports import timing
 from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from counterlens.config import ORIGINAL_DATA, Column, Experiment, Pair
-from counterlens.reports import inputs, timing
+from counterlens.plan import inputs
+from counterlens.reports import timing
 from counterlens.reports.aggregate import Cell, comparable
 
 if TYPE_CHECKING:

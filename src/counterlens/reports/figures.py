@@ -15,16 +15,11 @@ import numpy as np
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import (
-    Experiment,
-    Figure,
-    Scale,
-    load_experiment,
-    load_figure,
-    pair_name,
-)
+from counterlens.config import Experiment, Figure, Scale, load_figure, pair_name
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, inputs, pareto
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
+from counterlens.reports import aggregate, pareto
 from counterlens.reports.drawing import (
     INK,
     SOURCE,

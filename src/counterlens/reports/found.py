@@ -13,7 +13,7 @@ import pandas as pd
 from counterlens import layout
 from counterlens.config import Column, Experiment, Pair, Table, load_table, table_names
 from counterlens.errors import UserError
-from counterlens.reports import inputs
+from counterlens.plan import inputs
 from counterlens.runtime import files
 
 

@@ -24,13 +24,14 @@ from counterlens.config import (
     Scale,
     Table,
     figure_names,
-    load_experiment,
     load_figure,
     load_table,
     pair_name,
     table_names,
 )
-from counterlens.reports import aggregate, figures, inputs, page, printing, tables
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
+from counterlens.reports import aggregate, figures, page, printing, tables
 from counterlens.reports.aggregate import Results
 from counterlens.reports.gallery import data_uri, gallery
 from counterlens.runtime import files

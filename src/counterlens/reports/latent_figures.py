@@ -8,7 +8,7 @@ import numpy as np
 
 from counterlens.config import Experiment, Figure
 from counterlens.errors import UserError
-from counterlens.methods.eced_options import THRESHOLDS
+from counterlens.methods.parts.eced_options import THRESHOLDS
 from counterlens.reports import aggregate, drawing
 
 if TYPE_CHECKING:

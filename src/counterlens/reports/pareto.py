@@ -8,7 +8,8 @@ import numpy as np
 
 from counterlens.config import Column, Experiment, Figure
 from counterlens.errors import UserError
-from counterlens.reports import aggregate, inputs
+from counterlens.plan import inputs
+from counterlens.reports import aggregate
 from counterlens.reports.drawing import INK, TARGET, canvas
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ from counterlens.config import (
     Pair,
     Scale,
     Table,
-    load_experiment,
     load_table,
 )
-from counterlens.reports import aggregate, board, found, inputs
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
+from counterlens.reports import aggregate, board, found
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.reports.entries import Built, Entry
 from counterlens.reports.printing import to_frame, to_html, to_json, to_latex, to_markdown

@@ -9,8 +9,9 @@ from typing import Any
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import Experiment, Pair, Scale, load_experiment
-from counterlens.reports import inputs
+from counterlens.config import Experiment, Pair, Scale
+from counterlens.experiments import load_experiment
+from counterlens.plan import inputs
 from counterlens.runtime import files
 
 

@@ -1,0 +1,1 @@
+"""What a counterfactual costs, beside the least that it could cost."""

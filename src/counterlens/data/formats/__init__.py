@@ -1,0 +1,1 @@
+"""How datasets are fetched, read from common file formats and prepared."""

@@ -1,0 +1,1 @@
+"""What methods are made of: shared networks, searches and options."""

@@ -1,0 +1,1 @@
+"""What the Snakefile asks: targets, inputs and code of every job."""

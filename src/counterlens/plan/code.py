@@ -1,0 +1,64 @@
+"""Which source files shape the result of a job: those it runs, however far they import."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+
+from counterlens.plugins import PACKAGE
+
+CONTROL = ("", "config", "plan", "bench")
+"""Folders of the package whose modules decide which job runs with which settings, and shape no
+result besides: their effect reaches a job through its parameters and inputs."""
+
+
+@cache
+def imports(path: Path) -> frozenset[Path]:
+    """The package's files that a file imports, anywhere in it, and the YAML it names beside it."""
+    found: set[Path] = set()
+    if path.suffix != ".py":
+        return frozenset()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Constant) and str(node.value).endswith(".yaml"):
+            beside = path.with_name(Path(str(node.value)).name)
+            found |= {beside} if beside.is_file() else set()
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            if name.split(".")[0] == PACKAGE.name:
+                file = PACKAGE.parent / Path(*name.split("."))
+                found |= {p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()}
+    return frozenset(found)
+
+
+@cache
+def closure(paths: frozenset[Path]) -> frozenset[Path]:
+    """The files and all of the package that they import, however far."""
+    found: set[Path] = set()
+    waiting = set(paths)
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        waiting |= imports(path) - found
+    return frozenset(found)
+
+
+def is_control(path: Path) -> bool:
+    """Whether a file of the package belongs to the control part."""
+    return path.parent in {PACKAGE / folder for folder in CONTROL}
+
+
+def code(*paths: Path) -> list[str]:
+    """Source files a job runs, less the control modules, relative to the project folder."""
+    found = closure(frozenset(paths))
+    return [relative(path) for path in sorted(found) if not is_control(path)]
+
+
+def relative(path: Path) -> str:
+    """A path as Snakemake should print and record it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
