@@ -139,6 +139,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pair", required=True, help="a pair such as 4-9")
     with_experiment(stage("report", report, "build an experiment's HTML report"))
     stage("check", check, "validate every file under config/")
+    found = stage("record", record, "have DVC record what a target was made from")
+    found.add_argument("target", help="a table, figure or experiment, or models_<dataset>")
 
     found = stage("bench", bench, "measure what a counterfactual costs; no rule runs this")
     with_device(with_experiment(found)).add_argument("--pair", help="default: the first pair")
@@ -365,6 +367,13 @@ def check(arguments: Arguments) -> None:
         f"{len(plan.models)} sets of models, {len(plan.experiments)} experiments, "
         f"{len(plan.tables)} tables and {len(plan.figures)} figures are valid"
     )
+
+
+def record(arguments: Arguments) -> None:
+    from counterlens.plan import record
+    from counterlens.plan.plan import Plan
+
+    record.run(Plan({}), arguments.target)
 
 
 def bench(arguments: Arguments) -> None:
