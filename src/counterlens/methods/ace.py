@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 from counterlens.methods.parts.filtered_attack import FilteredAttack, children, edit_mask
 from counterlens.methods.parts.filtered_attack_options import FilteredAttackOptions
 
@@ -60,3 +60,7 @@ class ACE(Method):
             "attack_probability": attacked.target_probability,
         }
         return Explanation(found, answered == target, extras)
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """Of one attack and one refinement."""
+        return self.attack.bare(x, attacks=1)

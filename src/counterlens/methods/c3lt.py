@@ -19,7 +19,7 @@ from torch.nn import functional
 from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
 from counterlens.generators.base import Generator, Quality
-from counterlens.methods.base import Explanation, Method, Task, Walk
+from counterlens.methods.base import BarePasses, Explanation, Method, Task, Walk
 from counterlens.methods.parts.latent_options import InversionOptions, SamplingOptions
 from counterlens.methods.parts.latents import draw_banks, draw_each, invert
 from counterlens.runtime.device import autocast
@@ -209,6 +209,19 @@ class C3LT(Method):
             codes = self.move(self.encoder.encode(x), target)
             images = [self.generator.decode(z).clamp(0, 1) for z in codes]
             return Walk(torch.stack(images, dim=1), torch.linspace(0, 1, len(images)))
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses | None:
+        """None without an encoder."""
+        encoder = self.encoder
+        if encoder is None:
+            return None
+        latent_map = self.maps["g" if int(target[0]) == self.task.pair[1] else "h"]
+
+        @torch.inference_mode()
+        def run() -> None:
+            self.generator.decode(latent_map(encoder.encode(x)))
+
+        return BarePasses("encode, map, decode", run)
 
     def move(self, z: Tensor, target: Tensor) -> list[Tensor]:
         """The walk of each code by g or by h, whichever leads to its target class."""

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from counterlens.config import Identifier, MethodOptions
 from counterlens.data.base import ImageSet
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 from counterlens.methods.parts.filtered_attack import (
     Attacked,
     FilteredAttack,
@@ -445,6 +445,10 @@ class CECAS(Method):
             "spurious_loss": causal.penalty,
         }
         return Explanation(found, answered == target, extras)
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """Of both attacks, the pre-explanation's and the causally guided one, and a refinement."""
+        return self.attack.bare(x, attacks=2)
 
     def steer(self, x: Tensor, target: Tensor, randomness: Sequence[torch.Generator]) -> Attacked:
         """The first stage: the attack with the spurious-factor loss (Eq. 5-7)."""
