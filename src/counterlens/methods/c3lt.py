@@ -357,11 +357,11 @@ class Objective:
             losses["proximity"] = self.proximity(2 * reference - 1, 2 * decoded[: len(x)] - 1)
         if options.beta:
             with autocast(x.device, options.precision):
-                found = method.task.classifier.maps(decoded[len(x) :])[: options.cycle_maps]
+                cycled = method.task.classifier.maps(decoded[len(x) :])[: options.cycle_maps]
                 with torch.no_grad():
                     wanted = method.task.classifier.maps(x)[: options.cycle_maps]
             differences = [
-                *((a.float() - b.float()).abs() for a, b in zip(wanted, found, strict=True)),
+                *((a.float() - b.float()).abs() for a, b in zip(wanted, cycled, strict=True)),
                 2 * (x - decoded[len(x) :]).abs(),
             ]
             losses["cycle"] = self.cycle(differences, (z - codes[1]).abs())

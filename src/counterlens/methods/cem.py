@@ -156,10 +156,10 @@ class CEM(Method):
         self.options: Options = options
         self.autoencoder: CemAutoencoder | None = None
         for name in options.generators():
-            found = task.generators[name]
-            if not isinstance(found, CemAutoencoder):
+            autoencoder = task.generators[name]
+            if not isinstance(autoencoder, CemAutoencoder):
                 raise UserError(f"generator '{name}' is no cem-autoencoder")
-            self.autoencoder = found
+            self.autoencoder = autoencoder
 
     def explain(
         self,
@@ -244,8 +244,8 @@ class CEM(Method):
         loss = (search.weight * self.losses(y, search.source, search.target)).sum()
         if self.autoencoder is not None:
             loss = loss + self.options.gamma * (y - self.autoencoder.reconstruct(y)).square().sum()
-        (found,) = torch.autograd.grad(loss, y)
-        return found + 2 * (search.ahead - search.query)
+        (gradient,) = torch.autograd.grad(loss, y)
+        return gradient + 2 * (search.ahead - search.query)
 
     def losses(self, y: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """How far the logits are from the wanted order: (N,)."""

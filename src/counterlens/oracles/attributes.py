@@ -117,8 +117,8 @@ class Attributes(TrainedOracle):
         self.model = model = self._build()
         assert train_set.attributes is not None and test_set.attributes is not None
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.corrcoef(train_set.attributes.double().numpy().T)
-        model.correlations.copy_(torch.from_numpy(np.nan_to_num(found)))
+            correlations = np.corrcoef(train_set.attributes.double().numpy().T)
+        model.correlations.copy_(torch.from_numpy(np.nan_to_num(correlations)))
         place(model, device).train()
         images, wanted = train_set.images.to(device), train_set.attributes.to(device)
         optimizer = torch.optim.AdamW(

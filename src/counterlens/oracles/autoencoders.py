@@ -200,8 +200,8 @@ class Autoencoders(TrainedOracle):
             )
         model = self.models[key]
         device = next(model.parameters()).device
-        found = [model(2 * part.to(device) - 1).cpu() for part in images.split(batch_size)]
-        return torch.cat(found)
+        reconstructed = [model(2 * part.to(device) - 1).cpu() for part in images.split(batch_size)]
+        return torch.cat(reconstructed)
 
     def save(self) -> None:
         """All auto-encoders in one file, keys `all.…` and `<class>.…`."""

@@ -91,7 +91,7 @@ class FeatureExtractor(TrainedOracle):
         if self.model is None:
             raise ValueError("the feature extractor is neither trained nor loaded")
         device = next(self.model.parameters()).device
-        found = []
+        distances = []
         for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
             maps = [
                 self.model.maps(part.to(device, memory_format=torch.channels_last)) for part in pair
@@ -100,8 +100,8 @@ class FeatureExtractor(TrainedOracle):
             for one, other in zip(*maps, strict=True):
                 difference = functional.normalize(one, dim=1) - functional.normalize(other, dim=1)
                 distance += difference.square().sum(dim=1).mean(dim=(1, 2))
-            found.append(distance.cpu())
-        return torch.cat(found)
+            distances.append(distance.cpu())
+        return torch.cat(distances)
 
     def save(self) -> None:
         if self.model is None:

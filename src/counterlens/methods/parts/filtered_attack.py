@@ -47,10 +47,10 @@ def diffusion_of(options: FilterOptions, task: Task) -> Diffusion:
     Raises:
         UserError: it is none.
     """
-    found = task.generators[options.ddpm]
-    if not isinstance(found, Diffusion):
+    model = task.generators[options.ddpm]
+    if not isinstance(model, Diffusion):
         raise UserError(f"generator '{options.ddpm}' is no diffusion model")
-    return found
+    return model
 
 
 def children(randomness: Sequence[torch.Generator], count: int) -> list[list[torch.Generator]]:
