@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.bench import references
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
 from counterlens.methods.cve import CVE, search
@@ -208,7 +208,7 @@ def test_no_cell_is_used_twice(lenet_method, shapes) -> None:
 
 @pytest.mark.parametrize("cell", [2, 4])
 def test_the_batch_gives_what_the_search_of_one_image_gives(
-    cell: int, lenet_method, shapes, mismatch
+    cell: int, lenet_method, shapes, mismatch, references
 ) -> None:
     made = lenet_method(cell=cell)
     data = shapes(6, (4, 9), seed=5)
@@ -218,12 +218,12 @@ def test_the_batch_gives_what_the_search_of_one_image_gives(
         return function(data.images, data.labels, 13 - data.labels, randomness)
 
     answer = ask(made.explain)
-    expected = ask(lambda *given: references.cve(made, *given))
+    expected = ask(partial(references.of("cve"), made))
     assert mismatch(answer.counterfactual, expected) <= 0.02
     assert answer.extras["edits"].max() >= 1
 
 
-def test_the_same_on_global_average_pooling(create, shapes, mismatch) -> None:
+def test_the_same_on_global_average_pooling(create, shapes, mismatch, references) -> None:
     made = create("cve", cell=2)
     made.fit(shapes(24, (4, 9)))
     data = shapes(6, (4, 9), seed=5)
@@ -234,7 +234,7 @@ def test_the_same_on_global_average_pooling(create, shapes, mismatch) -> None:
 
     answer = ask(made.explain)
     assert answer.extras["edits"].max() >= 1
-    expected = ask(lambda *given: references.cve(made, *given))
+    expected = ask(partial(references.of("cve"), made))
     assert mismatch(answer.counterfactual, expected) <= 0.02
 
 

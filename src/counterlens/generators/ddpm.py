@@ -126,8 +126,8 @@ class DDPM(Diffusion):
                 noise = torch.randn(v.shape, generator=random).to(device)
                 steps = torch.randint(options.steps, (len(v),), generator=random).to(device)
                 kept = alpha_bar[steps][:, None, None, None]
-                found, _ = self.predict(kept.sqrt() * v + (1 - kept).sqrt() * noise, steps)
-                loss = functional.mse_loss(found, noise)
+                predicted, _ = self.predict(kept.sqrt() * v + (1 - kept).sqrt() * noise, steps)
+                loss = functional.mse_loss(predicted, noise)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 clip_grad_norm_(self.unet.parameters(), 1.0)

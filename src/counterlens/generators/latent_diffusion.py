@@ -199,8 +199,8 @@ class AutoencoderTraining:
                 posterior = model.autoencoder.encode(model.to_model(2 * x - 1)).latent_dist
                 noise = torch.randn(posterior.mean.shape, generator=random).to(device)
                 drawn = model.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-            found = ((model.from_model(drawn) + 1) / 2).float()
-            pixels = (2 * (found - x)).abs().mean()
+            reconstructed = ((model.from_model(drawn) + 1) / 2).float()
+            pixels = (2 * (reconstructed - x)).abs().mean()
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             loss = pixels + options.kl * divergence
@@ -208,7 +208,7 @@ class AutoencoderTraining:
             if options.features:
                 with torch.no_grad():
                     wanted = classifier.features(x)
-                distance = (classifier.features(found) - wanted).abs().mean()
+                distance = (classifier.features(reconstructed) - wanted).abs().mean()
                 distance = distance / wanted.abs().mean().clamp(min=1e-6)
                 loss = loss + options.features * distance
                 losses["features"] = distance.detach()

@@ -190,8 +190,8 @@ class ReleasedSEAN(RegionGenerator):
         labels = self.segmenter(v)["out"].argmax(dim=1)
         if self.options.unlabelled_first:
             labels = (labels - 1) % self.regions
-        found = one_hot(labels, self.regions)
-        return functional.interpolate(found, x.shape[2:], mode="nearest")
+        layout = one_hot(labels, self.regions)
+        return functional.interpolate(layout, x.shape[2:], mode="nearest")
 
     def codes(self, x: Tensor, layout: Tensor) -> Tensor:
         style = self.encoder(2 * x - 1)
@@ -240,7 +240,7 @@ class ReleasedSEAN(RegionGenerator):
         Raises:
             KeyError: a parameter is missing, or one is left over.
         """
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         taken: set[str] = set()
 
         def take(name: str) -> Tensor:
@@ -248,15 +248,15 @@ class ReleasedSEAN(RegionGenerator):
             return released[name]
 
         def copy(old: str, new: str) -> None:
-            found[f"{new}.weight"] = take(f"{old}.weight")
-            found[f"{new}.bias"] = take(f"{old}.bias")
+            parameters[f"{new}.weight"] = take(f"{old}.weight")
+            parameters[f"{new}.bias"] = take(f"{old}.bias")
 
         def convolution(old: str, new: str) -> None:
             weight = take(f"{old}.weight_orig")
             u, v = (released[f"{old}.weight_{letter}"] for letter in "uv")
-            found[f"{new}.weight"] = weight / torch.dot(u, weight.flatten(1) @ v)
+            parameters[f"{new}.weight"] = weight / torch.dot(u, weight.flatten(1) @ v)
             if f"{old}.bias" in released:
-                found[f"{new}.bias"] = take(f"{old}.bias")
+                parameters[f"{new}.bias"] = take(f"{old}.bias")
 
         for place in (1, 4, 7, 10, 14):
             copy(f"Zencoder.model.{place}", f"encoder.{place}")
@@ -270,7 +270,9 @@ class ReleasedSEAN(RegionGenerator):
                 parts.append(("s", "shortcut"))
             for theirs, ours in parts:
                 convolution(f"{old}.conv_{theirs}", f"{new}.{ours}")
-                self._normalisation(f"{old}.ace_{theirs}", f"{new}.{ours}_norm", take, copy, found)
+                self._normalisation(
+                    f"{old}.ace_{theirs}", f"{new}.{ours}_norm", take, copy, parameters
+                )
         extra = [
             name
             for name in released
@@ -278,7 +280,7 @@ class ReleasedSEAN(RegionGenerator):
         ]
         if extra:
             raise KeyError(f"unexpected parameter {extra[0]}")
-        return found
+        return parameters
 
     def _normalisation(
         self,
@@ -286,13 +288,15 @@ class ReleasedSEAN(RegionGenerator):
         new: str,
         take: Callable[[str], Tensor],
         copy: Callable[[str, str], None],
-        found: dict[str, Tensor],
+        parameters: dict[str, Tensor],
     ) -> None:
         module = self.get_submodule(new)
         assert isinstance(module, Normalisation)
         for name, value in module.plain.named_buffers():
             key = f"{old}.param_free_norm.{name}"
-            found[f"{new}.plain.{name}"] = value if name == "num_batches_tracked" else take(key)
+            parameters[f"{new}.plain.{name}"] = (
+                value if name == "num_batches_tracked" else take(key)
+            )
         copy(f"{old}.Spade.mlp_shared.0", f"{new}.shared")
         for place, name in enumerate(("gamma", "beta")):
             copy(f"{old}.Spade.mlp_{name}", f"{new}.of_map.{place}")
@@ -300,7 +304,7 @@ class ReleasedSEAN(RegionGenerator):
                 copy(f"{old}.conv_{name}", f"{new}.of_style.{place}")
         blends = [take(f"{old}.blending_{name}") for name in ("gamma", "beta")]
         if module.styled:
-            found[f"{new}.blend"] = torch.cat(blends)
+            parameters[f"{new}.blend"] = torch.cat(blends)
             for region in range(self.regions):
                 copy(f"{old}.fc_mu{region}", f"{new}.per_region.{region}")
 

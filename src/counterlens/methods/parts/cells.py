@@ -64,13 +64,13 @@ class _Trace(TorchDispatchMode):
         self.known[id(x)] = (x, (Window(), Window()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         listed = [part for arg in args for part in (arg if isinstance(arg, list) else [arg])]
         seen = [part for part in listed if id(part) in self.known]
-        maps = found[0] if isinstance(found, tuple | list) else found
+        maps = output[0] if isinstance(output, tuple | list) else output
         if seen and isinstance(maps, Tensor):
             self.known[id(maps)] = (maps, self.windows(func, args, seen, maps))
-        return found
+        return output
 
     def windows(
         self, func: Any, args: Any, seen: list[Tensor], maps: Tensor
@@ -120,13 +120,13 @@ def receptive_field(
         x = torch.zeros(1, *shape, device=device)
         with _Trace(x) as trace:
             maps = features(x)
-    found = trace.known[id(maps)][1]
-    if isinstance(found, str):
+    windows = trace.known[id(maps)][1]
+    if isinstance(windows, str):
         raise UserError(
-            f"the classifier computes its last feature map through '{found}': the pixels that a "
+            f"the classifier computes its last feature map through '{windows}': the pixels that a "
             "cell sees are not known; use composition: tile"
         )
-    return found
+    return windows
 
 
 def split(maps: Tensor, side: int) -> Tensor:
@@ -185,7 +185,7 @@ class WholeHead(Exchange):
         count = self.cells.shape[1]
         at = torch.arange(count, device=targets.device)
         rows = max(1, FLOATS // (count * count * self.cells[0].numel()))
-        found = []
+        scores = []
         for cells, others, wanted in zip(
             *(part.split(rows) for part in (self.cells, self.others, targets)), strict=True
         ):
@@ -193,8 +193,8 @@ class WholeHead(Exchange):
             changed[:, at, :, at] = others
             answers = self.classify(changed.flatten(0, 2)).log_softmax(dim=1)
             wanted = wanted.repeat_interleave(count * count)[:, None]
-            found.append(answers.gather(1, wanted).view(-1, count, count))
-        return torch.cat(found)
+            scores.append(answers.gather(1, wanted).view(-1, count, count))
+        return torch.cat(scores)
 
     def copy(self, into: Tensor, of: Tensor) -> None:
         rows = torch.arange(len(into), device=into.device)
@@ -273,15 +273,15 @@ class AffineHead(Exchange):
         return self.rest(self.mixed)
 
     def candidates(self, targets: Tensor) -> Tensor:
-        found = []
+        scores = []
         rows = max(1, FLOATS // self.gain[0].numel()) if len(self.gain) else 1
         for gain, mixed, wanted in zip(
             *(part.split(rows) for part in (self.gain, self.mixed, targets)), strict=True
         ):
             answers = self.rest(mixed[:, None, None] + gain).log_softmax(dim=3)
             wanted = wanted[:, None, None, None].expand(*answers.shape[:3], 1)
-            found.append(answers.gather(3, wanted)[..., 0].transpose(1, 2))
-        return torch.cat(found)
+            scores.append(answers.gather(3, wanted)[..., 0].transpose(1, 2))
+        return torch.cat(scores)
 
     def copy(self, into: Tensor, of: Tensor) -> None:
         rows = torch.arange(len(into), device=into.device)
