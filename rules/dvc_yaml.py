@@ -254,22 +254,22 @@ class Stages:
     def table(self, table: Table) -> Stage:
         """One table: `table_c3lt_1_mnist` for `c3lt-table1-mnist`."""
         experiments = [self.project.experiments[name] for name in table.experiments]
-        methods = {e.name: inputs.table_methods(table, e) for e in experiments}
-        rows = [(e, name) for e in experiments for name in methods[e.name]]
-        asked = [(e, name) for e in experiments for name in inputs.filtered_methods(table, e)]
+        views = [inputs.TableView(table, e) for e in experiments]
+        rows = [(view.experiment, name) for view in views for name in view.methods]
+        asked = [(view.experiment, name) for view in views for name in view.filtered]
         stem = layout.TABLES / table.name
         return self.stage(
             f"table_{stage_name(table.name, 'table')}",
             f"{stem}.csv" if table.ranked else table.name,
             deps=[
-                *(metrics(e, name) for e, name in rows if inputs.judged(table)),
+                *(metrics(e, name) for e, name in rows if views[0].judged),
                 *(
                     layout.TIMINGS / e.name / name
                     for e, name in rows
                     if inputs.TIME.name in table.columns and name != ORIGINAL_DATA
                 ),
                 *(counterfactuals(e, name) for e, name in asked),
-                *(path for e in experiments for path in models(e, methods[e.name])),
+                *(path for view in views for path in models(view.experiment, view.methods)),
             ],
             parameters=[
                 (str(table_file(table)), ()),

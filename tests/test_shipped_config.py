@@ -120,9 +120,9 @@ def test_tables_1_to_3_of_c3lt_are_about_six_directions(name: str, scale: Any, r
     six = e.directions("original-data")
     assert len(six) == 6
     for number in (1, 2, 3):
-        table = load_table(f"c3lt-table{number}")
-        for method in inputs.table_methods(table, e):
-            assert inputs.table_directions(table, e, method) == six, (number, method)
+        view = inputs.TableView(load_table(f"c3lt-table{number}"), e)
+        for method in view.methods:
+            assert view.directions(method) == six, (number, method)
 
 
 def test_every_shipped_table_loads(root: Path) -> None:

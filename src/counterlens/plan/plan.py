@@ -529,7 +529,7 @@ class Workflow:
         """Parameters of `found`: what the filtered tables of the experiment ask."""
         name = wildcards.experiment
         asked = {
-            table.name: inputs.filtered_methods(table, self.experiments[name])
+            table.name: inputs.TableView(table, self.experiments[name]).filtered
             for table in self.tables.values()
             if name in table.experiments
         }
