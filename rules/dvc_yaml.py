@@ -241,10 +241,12 @@ class Stages:
             ],
             parameters=[
                 *((str(file), ()) for file, _ in chain(e.name)),
-                *((str(table_file(table)), ()) for table in self.project.boards(e.name)),
-                *(
-                    (f"{CONFIG_DIR}/figures/{figure.name}.yaml", ())
-                    for figure in self.project.pareto_figures(e.name)
+                *joined(
+                    (str(file_of(shown)), ())
+                    for shown in (
+                        *self.project.boards(e.name),
+                        *self.project.pareto_figures(e.name),
+                    )
                 ),
             ],
             outs=[layout.report(e.name), *animated, layout.RESULTS / e.name / "found"],
@@ -272,7 +274,7 @@ class Stages:
                 *(path for view in views for path in models(view.experiment, view.methods)),
             ],
             parameters=[
-                (str(table_file(table)), ()),
+                (str(file_of(table)), ()),
                 *joined(pair for e in experiments for pair in parameters(e.name, "metrics")),
             ],
             reports=[stem.with_suffix(suffix) for suffix in (".html", ".md", ".tex")],
@@ -294,7 +296,7 @@ class Stages:
                 *(metrics(e, name) for name in judged),
                 *([layout.classifier(e.name)] if figure.kind == "tsne" else []),
             ],
-            parameters=[(f"{CONFIG_DIR}/figures/{figure.name}.yaml", ())],
+            parameters=[(str(file_of(figure)), ())],
             outs=[layout.FIGURES / f"{figure.name}.png"],
         )
 
@@ -404,15 +406,16 @@ def training_times(e: Experiment, section: str, name: str) -> Path:
     return layout.training_time(e.name, section, name, "any").parent
 
 
-def table_file(table: Table) -> Path:
-    """The file that describes a table, itself or as a variant."""
-    found = (p for p in (CONFIG_DIR / "tables").glob("*.yaml") if belongs(table.name, p.stem))
+def file_of(shown: Table | Figure) -> Path:
+    """The file that describes a table or figure, itself or as a variant."""
+    section = "tables" if isinstance(shown, Table) else "figures"
+    found = (p for p in (CONFIG_DIR / section).glob("*.yaml") if belongs(shown.name, p.stem))
     return max(found, key=lambda path: len(path.stem))
 
 
-def belongs(table: str, stem: str) -> bool:
-    """Whether a table is that of a file or one of its variants."""
-    return table == stem or table.startswith(f"{stem}-")
+def belongs(name: str, stem: str) -> bool:
+    """Whether a table or figure is that of a file or one of its variants."""
+    return name == stem or name.startswith(f"{stem}-")
 
 
 def stage_name(name: str, kind: str) -> str:

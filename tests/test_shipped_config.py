@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from counterlens.config import load_figure, load_project, load_table, table_names
+from counterlens.config import figure_names, load_figure, load_project, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
@@ -18,7 +18,6 @@ from counterlens.plan.inputs import figure_methods
 
 SHIPPED = Path(__file__).parents[1] / "config"
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
-FIGURES = sorted(path.stem for path in (SHIPPED / "figures").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -96,12 +95,14 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
     assert "pgan" not in small.generators
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_shipped_figure_loads(name: str, root: Path) -> None:
-    figure = load_figure(name)
-    e = load_experiment(figure.experiment, "small")
-    for method in figure_methods(figure, e):
-        assert set(figure.directions) <= set(e.directions(method))
+def test_every_shipped_figure_loads(root: Path) -> None:
+    names = figure_names()
+    assert len(names) == len(set(names)) > 40 and "c3lt-figure3-fashion-mnist" in names
+    for name in names:
+        figure = load_figure(name)
+        e = load_experiment(figure.experiment, "small")
+        for method in figure_methods(figure, e):
+            assert set(figure.directions) <= set(e.directions(method)), (name, method)
 
 
 @pytest.mark.parametrize("figure", ["c3lt-figure3", "c3lt-figure10"])
@@ -165,6 +166,38 @@ def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
         load_table("c3lt-table1-cats")
     with pytest.raises(UserError, match="no such table"):
         load_table("c3lt-table")
+
+
+def test_a_variant_of_a_figure_has_the_keys_of_its_file_but_its_own(root: Path) -> None:
+    whole, part = load_figure("c3lt-figure3"), load_figure("c3lt-figure3-fashion-mnist")
+    own = {"name", "title", "experiment", "directions"}
+    assert part.experiment == "c3lt-fashion-mnist" and part.directions[0] == (4, 6)
+    assert part.title == "C3LT, Figure 3: queries and counterfactuals on Fashion-MNIST"
+    assert part.model_dump(exclude=own) == whole.model_dump(exclude=own)
+    assert load_figure("cecas-figure3-mnist").notes == () != load_figure("cecas-figure3").notes
+
+
+def test_a_file_without_an_experiment_is_no_figure_itself(root: Path) -> None:
+    names = figure_names()
+    assert {"eced-figure1-cats", "board-mnist-realism"} <= {*names} and names == sorted(names)
+    assert not {"eced-figure1", "board"} & {*names}
+    for name in ("eced-figure1", "c3lt-figure3-cats"):
+        with pytest.raises(UserError, match=r"no such figure; known: .*c3lt-figure3-fashion"):
+            load_figure(name)
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ("c3lt-fashion-mnist", r"variants\.more: a mapping of keys is expected"),
+        ("{titel: Three}", r"c3lt-figure5\.yaml: titel: unknown key; allowed: columns, dir"),
+    ],
+)
+def test_mistakes_in_variants_of_figures(copied_project: Path, variant: str, told: str) -> None:
+    path = copied_project / "config/figures/c3lt-figure5.yaml"
+    path.write_text(f"{path.read_text()}variants:\n  more: {variant}\n")
+    with pytest.raises(UserError, match=told):
+        load_figure("c3lt-figure5-more")
 
 
 def test_mistakes_in_tables_and_figures(copied_project: Path) -> None:

@@ -222,7 +222,7 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
         for direction in figure.directions:
             if not runs(experiment, method) or direction not in experiment.directions(method):
                 raise UserError(
-                    f"config/figures/{figure.name}.yaml: experiment {experiment.name} does not run "
+                    f"figure {figure.name}: experiment {experiment.name} does not run "
                     f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
                     "'pairs' of the experiment"
                 )

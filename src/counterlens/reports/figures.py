@@ -183,8 +183,7 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
             columns.append((aggregate.direction_name(experiment, direction), shown, said))
     if not columns:
         raise UserError(
-            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
-            "name fewer methods"
+            f"figure {figure.name}: the methods explain no image in common; name fewer methods"
         )
     rows = 1 + len(figure.methods)
     drawing = canvas(1.3 * len(columns) + 0.4, 1.4 * rows + 0.2)
@@ -325,8 +324,7 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
             rows.append(shown)
     if not rows:
         raise UserError(
-            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
-            "name fewer methods"
+            f"figure {figure.name}: the methods explain no image in common; name fewer methods"
         )
     drawing = canvas(1.25 * len(rows[0]), 1.45 * len(rows))
     for axes_row, shown in zip(
@@ -360,7 +358,7 @@ def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
         cells = [results.cell(method, name, figure.directions, only=only) for _, method in points]
         missing = [cell.reason or cell.status for cell in cells if cell.value is None]
         if missing:
-            raise UserError(f"config/figures/{figure.name}.yaml: {name}: {missing[0]}")
+            raise UserError(f"figure {figure.name}: {name}: {missing[0]}")
         values = np.array([cell.value for cell in cells], dtype=np.float64)
         bounds = np.array(
             [

@@ -57,7 +57,7 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
     shown = {m: found for m, found in cells.items() if all(_measured(cell) for cell in found)}
     if not shown:
         reasons = [cell.reason or cell.status for found in cells.values() for cell in found]
-        raise UserError(f"config/figures/{figure.name}.yaml: nothing to draw: {reasons[0]}")
+        raise UserError(f"figure {figure.name}: nothing to draw: {reasons[0]}")
     points = np.array([[cell.value for cell in found] for found in shown.values()], np.float64)
     printed = np.stack([points[:, i].round(columns[i].decimals) for i in (0, 1)], axis=1)
     best = front(printed, columns)
@@ -97,7 +97,7 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
 
 def _columns(figure: Figure, experiment: Experiment) -> tuple[Column, Column]:
     known = experiment.columns()
-    place = f"config/figures/{figure.name}.yaml: columns"
+    place = f"figure {figure.name}: columns"
     if len(figure.columns) != 2:
         raise UserError(f"{place}: a figure of kind 'pareto' has two, one for each axis")
     for name in figure.columns:
