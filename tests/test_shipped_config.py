@@ -158,6 +158,15 @@ def test_a_reduction_of_an_extension_may_remove_what_it_adds(copied_project: Pat
     assert small.generators["dcgan"] == load_experiment("digits", "small").generators["dcgan"]
 
 
+def test_methods_have_the_names_of_their_papers(root: Path) -> None:
+    e = load_experiment("digits", "small")
+    shown = ("c3lt", "c3lt-n3", "mirror-cfe", "no-attack", "steex", "original-data", "absent")
+    names = ("C3LT", "C3LT (n3)", "Mirror-CFE", "ECED (no-attack)", "STEEX (lite)")
+    assert tuple(map(e.label, shown)) == (*names, "Original data", "absent")
+    board = {row.method: row.label for row in load_table("board").rows if row.method != "pgd"}
+    assert {method: e.label(method) for method in board} == board
+
+
 def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
     whole, part = load_table("c3lt-table1"), load_table("c3lt-table1-digits")
     assert part.experiments == ("digits",)

@@ -102,7 +102,8 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
         axes.legend(frameon=False, loc="center right")
         where = aggregate.direction_name(experiment, direction)
         axes.set_title(
-            f"{method}, {where}, test image {image}: COUT {curve['cout']:.3f}", fontsize=10
+            f"{experiment.label(method)}, {where}, test image {image}: COUT {curve['cout']:.3f}",
+            fontsize=10,
         )
     return drawing
 
@@ -193,8 +194,9 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
             show(axes, image)
             axes.set_xlabel(caption(answer), fontsize=8)
         axes_column[0].set_title(caption(name), fontsize=9)
-    for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
-        axes.set_ylabel(name, fontsize=9)
+    names = ("query", *map(experiment.label, figure.methods))
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(caption(name), fontsize=9)
     return drawing
 
 
@@ -308,18 +310,19 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
         for image in sorted(shared)[: figure.images]:
             shown: list[tuple[str, str, np.ndarray]] = []
             for method, (tensors, table) in sets.items():
+                name = experiment.label(method)
                 row = int(np.flatnonzero(table["image"].to_numpy() == image)[0])
                 query, made = tensors["query"][row], tensors["counterfactual"][row]
                 if not shown:
                     shown.append(("query", classes[direction[0]], query))
                 shown += [
-                    (f"{method}: {title}", "", tensors[key][row])
+                    (f"{name}: {title}", "", tensors[key][row])
                     for key, title in STAGES.items()
                     if key in tensors
                 ]
                 said = classes[int(table["predicted_counterfactual"].iloc[row])]
                 sure = float(table["target_probability_counterfactual"].iloc[row])
-                shown.append((method, f"{said}, {sure:.2f}", made))
+                shown.append((name, f"{said}, {sure:.2f}", made))
                 shown.append(("change", "", 1 - np.abs(made - query).clip(0, 1)))
             rows.append(shown)
     if not rows:
