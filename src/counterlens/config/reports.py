@@ -74,7 +74,8 @@ class Figure(Model):
 
     `parameter` and `columns` belong to the kind `parameter`: metric columns drawn against one
     option of the methods. The kind `pareto` draws the first of two `columns` against the second;
-    methods that the experiment does not run are left out.
+    methods that the experiment does not run are left out. The kind `strip` shows one query of the
+    first direction.
     """
 
     name: Identifier
@@ -93,6 +94,7 @@ class Figure(Model):
         "diversity",
         "angle",
         "pareto",
+        "strip",
     ]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)

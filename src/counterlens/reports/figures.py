@@ -19,7 +19,7 @@ from counterlens.config import Experiment, Figure, Scale, load_figure, pair_name
 from counterlens.errors import UserError
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
-from counterlens.reports import aggregate, pareto
+from counterlens.reports import aggregate, pareto, strip
 from counterlens.reports.drawing import (
     INK,
     SOURCE,
@@ -394,6 +394,7 @@ DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "stages": draw_stages,
     "parameter": draw_parameter,
     "pareto": pareto.draw,
+    "strip": strip.draw,
 }
 
 
