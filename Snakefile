@@ -1,8 +1,7 @@
 """Counterlens: from data to tables of visual counterfactual explanations.
 
-Targets: `all` (default), `demo`, the name of any experiment, table or figure, and the groups that
-dvc.yaml records, such as `classifiers_digits` (rules/dvc.smk). With `--resources`, name the target
-first: `snakemake all --cores 8 --resources gpu=2`.
+Targets: `all` (default), `demo`, `data`, the name of any experiment, table or figure, and
+`models_<dataset>` and `datasets_<dataset>` (rules/targets.smk).
 """
 
 from snakemake.utils import min_version
@@ -21,17 +20,17 @@ include: "rules/generators.smk"
 include: "rules/methods.smk"
 include: "rules/metrics.smk"
 include: "rules/reports.smk"
-include: "rules/dvc.smk"
+include: "rules/targets.smk"
 
 
 rule all:
     default_target: True
     input:
-        project.all_targets(),
+        targets.all_targets(project),
     localrule: True
 
 
 rule demo:
     input:
-        project.experiment_target("digits"),
+        targets.experiment_target(project, "digits"),
     localrule: True

@@ -2,18 +2,17 @@ rule classifier:
     input:
         data=project.dataset_of,
         files=project.classifier_files,
-        weights=project.pretrained_of,
-        code=project.classifier_code,
+        code=project.code("classifiers/train", "classifiers/adopt", "classifier"),
     output:
-        model="results/{experiment}/classifier/model.safetensors",
-        card="results/{experiment}/classifier/card.json",
-        training="results/{experiment}/classifier/training.csv",
-        predictions="results/{experiment}/classifier/predictions.parquet",
-        embeddings="results/{experiment}/classifier/embeddings.safetensors",
+        model="results/models/{models}/classifiers/{classifier}/model.safetensors",
+        card="results/models/{models}/classifiers/{classifier}/card.json",
+        training="results/models/{models}/classifiers/{classifier}/training.csv",
+        predictions="results/models/{models}/classifiers/{classifier}/predictions.parquet",
+        embeddings="results/models/{models}/classifiers/{classifier}/embeddings.safetensors",
     log:
-        "logs/{experiment}/classifier.log",
+        "logs/models/{models}/classifiers/{classifier}.log",
     benchmark:
-        "benchmarks/{experiment}/classifier.tsv"
+        "benchmarks/models/{models}/classifiers/{classifier}.tsv"
     retries: 2
     conda:
         "../envs/conda.yaml"
@@ -24,9 +23,10 @@ rule classifier:
         runtime=project.hours(2),
     params:
         scale=project.scale,
-        settings=project.classifier_settings,
+        settings=project.settings("classifiers.{classifier}"),
     message:
-        "training the classifier of {wildcards.experiment}"
+        "training the classifier {wildcards.classifier} of {wildcards.models}"
     shell:
-        "counterlens classifier --experiment {wildcards.experiment} --scale {params.scale}"
+        "counterlens classifier --models {wildcards.models} --scale {params.scale}"
+        " --classifier {wildcards.classifier}"
         " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"

@@ -5,17 +5,20 @@ import sys
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
 from counterlens.errors import UserError
-from counterlens.plan.plan import Workflow as ConfiguredProject
+from counterlens.plan import targets
+from counterlens.plan.plan import Plan
 
 try:
-    project = ConfiguredProject(config)
+    project = Plan(config)
 except UserError as error:
     raise WorkflowError(str(error))
 
 
 wildcard_constraints:
     dataset="|".join(project.datasets),
+    models="|".join(project.models),
     experiment="|".join(project.experiments),
+    classifier=project.ids("classifiers"),
     oracle=project.ids("oracles"),
     generator=project.ids("generators"),
     method=project.ids("methods"),
@@ -25,4 +28,4 @@ wildcard_constraints:
     shard=r"\d+",
     of=r"\d+",
     table="|".join(project.tables),
-    figure=project.any_figure(),
+    figure="|".join(project.figures),

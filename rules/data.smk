@@ -1,6 +1,6 @@
 rule fetch:
     input:
-        code=project.fetch_code,
+        code=project.sources("dataset"),
     output:
         "data/raw/{dataset}/{file}",
     log:
@@ -26,7 +26,7 @@ rule fetch:
 rule prepare:
     input:
         raw=project.raw_files,
-        code=project.prepare_code,
+        code=project.code("data/formats/prepare", "dataset"),
     output:
         train="data/prepared/{dataset}/train.safetensors",
         test="data/prepared/{dataset}/test.safetensors",
@@ -51,7 +51,7 @@ rule prepare:
 
 rule weights:
     input:
-        code=project.weights_code,
+        code=project.sources("data/formats/weights"),
     output:
         "data/weights/{weight}.json",
     log:

@@ -1,19 +1,19 @@
 rule generator:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         generators=project.generator_inputs,
-        code=project.generator_code,
+        code=project.code("generators/train", "generator", "classifier"),
     output:
-        model="results/{experiment}/generators/{generator}/{scope}/model.safetensors",
-        card="results/{experiment}/generators/{generator}/{scope}/card.json",
-        training="results/{experiment}/generators/{generator}/{scope}/training.csv",
-        samples="results/{experiment}/generators/{generator}/{scope}/samples.png",
-        timing="results/timings/{experiment}/training/generators/{generator}/{scope}.json",
+        model="results/models/{models}/generators/{generator}/{scope}/model.safetensors",
+        card="results/models/{models}/generators/{generator}/{scope}/card.json",
+        training="results/models/{models}/generators/{generator}/{scope}/training.csv",
+        samples="results/models/{models}/generators/{generator}/{scope}/samples.png",
+        timing="results/timings/models/{models}/generators/{generator}/{scope}.json",
     log:
-        "logs/{experiment}/generators/{generator}/{scope}.log",
+        "logs/models/{models}/generators/{generator}/{scope}.log",
     benchmark:
-        "benchmarks/{experiment}/generators/{generator}/{scope}.tsv"
+        "benchmarks/models/{models}/generators/{generator}/{scope}.tsv"
     retries: 2
     conda:
         "../envs/conda.yaml"
@@ -24,29 +24,29 @@ rule generator:
         runtime=project.hours(12),
     params:
         scale=project.scale,
-        settings=project.generator_settings,
+        settings=project.settings("generators.{generator}"),
     message:
-        "training the generator {wildcards.generator} of {wildcards.experiment}"
+        "training the generator {wildcards.generator} of {wildcards.models}"
         " on {wildcards.scope}"
     shell:
-        "counterlens generator --experiment {wildcards.experiment} --scale {params.scale}"
+        "counterlens generator --models {wildcards.models} --scale {params.scale}"
         " --generator {wildcards.generator} --scope {wildcards.scope}"
         " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"
 
 
 rule export:
     input:
-        model="results/{experiment}/generators/{generator}/{scope}/model.safetensors",
-        code=project.export_code,
+        model="results/models/{models}/generators/{generator}/{scope}/model.safetensors",
+        code=project.code("generators/export", "generator"),
     output:
-        index="results/{experiment}/generators/{generator}/{scope}/diffusers/model_index.json",
-        network="results/{experiment}/generators/{generator}/{scope}/diffusers/unet/config.json",
-        model="results/{experiment}/generators/{generator}/{scope}/diffusers/unet/diffusion_pytorch_model.safetensors",
-        scheduler="results/{experiment}/generators/{generator}/{scope}/diffusers/scheduler/scheduler_config.json",
+        index="results/models/{models}/generators/{generator}/{scope}/diffusers/model_index.json",
+        network="results/models/{models}/generators/{generator}/{scope}/diffusers/unet/config.json",
+        model="results/models/{models}/generators/{generator}/{scope}/diffusers/unet/diffusion_pytorch_model.safetensors",
+        scheduler="results/models/{models}/generators/{generator}/{scope}/diffusers/scheduler/scheduler_config.json",
     log:
-        "logs/{experiment}/generators/{generator}/{scope}.export.log",
+        "logs/models/{models}/generators/{generator}/{scope}.export.log",
     benchmark:
-        "benchmarks/{experiment}/generators/{generator}/{scope}.export.tsv"
+        "benchmarks/models/{models}/generators/{generator}/{scope}.export.tsv"
     wildcard_constraints:
         generator=project.diffusion_models(),
     conda:
@@ -57,9 +57,9 @@ rule export:
         runtime=30,
     params:
         scale=project.scale,
-        settings=project.generator_settings,
+        settings=project.settings("generators.{generator}"),
     message:
-        "exporting the diffusion model {wildcards.generator} of {wildcards.experiment}"
+        "exporting the diffusion model {wildcards.generator} of {wildcards.models}"
     shell:
-        "counterlens export --experiment {wildcards.experiment} --scale {params.scale}"
+        "counterlens export --models {wildcards.models} --scale {params.scale}"
         " --generator {wildcards.generator} --scope {wildcards.scope} > {log} 2>&1"

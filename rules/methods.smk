@@ -1,14 +1,14 @@
 rule fit:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         generators=project.method_generators,
-        code=project.fit_code,
+        code=project.code("methods/fit", "method", "generators", "classifier"),
     output:
         model="results/{experiment}/methods/{method}/{scope}/model.safetensors",
         card="results/{experiment}/methods/{method}/{scope}/card.json",
         training="results/{experiment}/methods/{method}/{scope}/training.csv",
-        timing="results/timings/{experiment}/training/methods/{method}/{scope}.json",
+        timing="results/timings/{experiment}/training/{method}/{scope}.json",
     log:
         "logs/{experiment}/methods/{method}/{scope}.log",
     benchmark:
@@ -23,7 +23,7 @@ rule fit:
         runtime=project.hours(12),
     params:
         scale=project.scale,
-        settings=project.method_settings,
+        settings=project.settings("methods.{method}.training"),
     message:
         "training {wildcards.method} of {wildcards.experiment} on {wildcards.scope}"
     shell:
@@ -35,12 +35,12 @@ rule fit:
 rule explain:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
         earlier=project.earlier_sets,
-        code=project.explain_code,
+        code=project.code("methods/explain", "method", "generators", "classifier"),
     output:
         images="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.safetensors",
         table="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.parquet",
@@ -62,7 +62,7 @@ rule explain:
         runtime=project.hours(6),
     params:
         scale=project.scale,
-        settings=project.explain_settings,
+        settings=project.settings("methods.{method}", "evaluation"),
     message:
         "explaining {wildcards.source} to {wildcards.target} by {wildcards.method}"
         " ({wildcards.experiment})"
@@ -76,12 +76,12 @@ rule explain:
 rule explain_shard:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         predictions=project.explained_predictions,
         generators=project.method_generators,
         model=project.method_model,
         earlier=project.earlier_sets,
-        code=project.explain_code,
+        code=project.code("methods/explain", "method", "generators", "classifier"),
     output:
         images=temp(
             "results/{experiment}/counterfactuals/{method}/shards/{source}_to_{target}.{shard}-of-{of}.safetensors"
@@ -106,7 +106,7 @@ rule explain_shard:
         runtime=project.hours(6),
     params:
         scale=project.scale,
-        settings=project.explain_settings,
+        settings=project.settings("methods.{method}", "evaluation"),
     message:
         "explaining {wildcards.source} to {wildcards.target} by {wildcards.method}"
         " ({wildcards.experiment}), shard {wildcards.shard} of {wildcards.of}"
@@ -121,7 +121,7 @@ rule explain_shard:
 rule gather:
     input:
         shards=project.shards,
-        code=project.gather_code,
+        code=project.code("methods/explain"),
     output:
         images="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.safetensors",
         table="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.parquet",
@@ -155,8 +155,8 @@ rule gather:
 rule original_data:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
-        code=project.original_data_code,
+        classifier=project.classifier_of,
+        code=project.code("methods/explain", "classifier"),
     output:
         images="results/{experiment}/counterfactuals/original-data/{source}_to_{target}.safetensors",
         table="results/{experiment}/counterfactuals/original-data/{source}_to_{target}.parquet",
@@ -173,7 +173,7 @@ rule original_data:
         runtime=30,
     params:
         scale=project.scale,
-        settings=project.evaluation_settings,
+        settings=project.settings("evaluation"),
     message:
         "collecting real images of class {wildcards.target} ({wildcards.experiment})"
     shell:

@@ -1,11 +1,11 @@
 rule metrics:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         oracles=project.metric_oracles,
         images="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.safetensors",
         table="results/{experiment}/counterfactuals/{method}/{source}_to_{target}.parquet",
-        code=project.metrics_code,
+        code=project.code("metrics/compute", "metrics", "oracles", "classifier"),
     output:
         summary="results/{experiment}/metrics/{method}/{source}_to_{target}.json",
         images="results/{experiment}/metrics/{method}/{source}_to_{target}.parquet",
@@ -24,7 +24,7 @@ rule metrics:
         runtime=project.hours(2),
     params:
         scale=project.scale,
-        settings=project.metrics_settings,
+        settings=project.settings("metrics"),
     message:
         "judging {wildcards.source} to {wildcards.target} by {wildcards.method}"
         " ({wildcards.experiment})"
@@ -38,10 +38,10 @@ rule metrics:
 rule metrics_of_pair:
     input:
         data=project.dataset_of,
-        classifier="results/{experiment}/classifier/model.safetensors",
+        classifier=project.classifier_of,
         oracles=project.metric_oracles,
         sets=project.pair_sets,
-        code=project.metrics_code,
+        code=project.code("metrics/compute", "metrics", "oracles", "classifier"),
     output:
         "results/{experiment}/metrics/{method}/{scope}.json",
     log:
@@ -60,7 +60,7 @@ rule metrics_of_pair:
         runtime=project.hours(2),
     params:
         scale=project.scale,
-        settings=project.metrics_settings,
+        settings=project.settings("metrics"),
     message:
         "judging both directions of {wildcards.scope} by {wildcards.method}"
         " ({wildcards.experiment})"

@@ -1,15 +1,15 @@
 rule oracle:
     input:
         data=project.dataset_of,
-        code=project.oracle_code,
+        code=project.code("oracles/train", "oracle", "classifier"),
     output:
-        model="results/{experiment}/oracles/{oracle}/model.safetensors",
-        card="results/{experiment}/oracles/{oracle}/card.json",
-        training="results/{experiment}/oracles/{oracle}/training.csv",
+        model="results/models/{models}/oracles/{oracle}/model.safetensors",
+        card="results/models/{models}/oracles/{oracle}/card.json",
+        training="results/models/{models}/oracles/{oracle}/training.csv",
     log:
-        "logs/{experiment}/oracles/{oracle}.log",
+        "logs/models/{models}/oracles/{oracle}.log",
     benchmark:
-        "benchmarks/{experiment}/oracles/{oracle}.tsv"
+        "benchmarks/models/{models}/oracles/{oracle}.tsv"
     retries: 2
     conda:
         "../envs/conda.yaml"
@@ -20,10 +20,10 @@ rule oracle:
         runtime=project.hours(2),
     params:
         scale=project.scale,
-        settings=project.oracle_settings,
+        settings=project.settings("oracles.{oracle}"),
     message:
-        "training the oracle {wildcards.oracle} of {wildcards.experiment}"
+        "training the oracle {wildcards.oracle} of {wildcards.models}"
     shell:
-        "counterlens oracle --experiment {wildcards.experiment} --scale {params.scale}"
+        "counterlens oracle --models {wildcards.models} --scale {params.scale}"
         " --oracle {wildcards.oracle}"
         " --gpus {resources.gpu} --threads {threads} > {log} 2>&1"

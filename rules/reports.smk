@@ -1,7 +1,7 @@
 rule found:
     input:
         tables=project.found_inputs,
-        code=project.report_code("found"),
+        code=project.code("reports/found"),
     output:
         table="results/{experiment}/found/{source}_to_{target}.parquet",
         counts="results/{experiment}/found/{source}_to_{target}.json",
@@ -17,7 +17,7 @@ rule found:
         runtime=10,
     params:
         scale=project.scale,
-        settings=project.found_settings,
+        settings=project.settings("filters"),
     message:
         "recording what was found from {wildcards.source} to {wildcards.target}"
         " ({wildcards.experiment})"
@@ -29,7 +29,7 @@ rule found:
 rule table:
     input:
         metrics=project.table_inputs,
-        code=project.report_code("tables"),
+        code=project.code("reports/tables"),
     output:
         csv="results/tables/{table}.csv",
         markdown=report("results/tables/{table}.md", category="Tables"),
@@ -48,7 +48,7 @@ rule table:
         runtime=10,
     params:
         scale=project.scale,
-        settings=project.table_settings,
+        settings=project.settings("tables.{table}"),
     message:
         "building the table {wildcards.table}"
     shell:
@@ -58,7 +58,7 @@ rule table:
 rule figure:
     input:
         sets=project.figure_inputs,
-        code=project.report_code("figures"),
+        code=project.code("reports/figures"),
     output:
         report("results/figures/{figure}.png", category="Figures"),
     log:
@@ -73,7 +73,7 @@ rule figure:
         runtime=10,
     params:
         scale=project.scale,
-        settings=project.figure_settings,
+        settings=project.settings("figures.{figure}"),
     message:
         "drawing the figure {wildcards.figure}"
     shell:
@@ -82,8 +82,8 @@ rule figure:
 
 rule animations:
     input:
-        sets=project.animation_inputs,
-        code=project.report_code("animations"),
+        sets=project.pair_sets,
+        code=project.code("reports/animations"),
     output:
         report(
             directory("results/{experiment}/animations/{method}/{dataset}/{scope}"),
@@ -102,7 +102,7 @@ rule animations:
         runtime=30,
     params:
         scale=project.scale,
-        settings=project.evaluation_settings,
+        settings=project.settings("evaluation"),
     message:
         "animating {wildcards.method} on {wildcards.scope} ({wildcards.experiment})"
     shell:
@@ -113,7 +113,7 @@ rule animations:
 rule cost:
     input:
         timings=project.cost_inputs,
-        code=project.report_code("timing"),
+        code=project.code("reports/timing"),
     output:
         csv="results/tables/{experiment}-cost.csv",
         markdown="results/tables/{experiment}-cost.md",
@@ -139,7 +139,7 @@ rule cost:
 rule report:
     input:
         artifacts=project.report_inputs,
-        code=project.report_code("html"),
+        code=project.code("reports/html"),
     output:
         report("results/{experiment}/report.html", category="Reports"),
     log:
@@ -154,7 +154,7 @@ rule report:
         runtime=20,
     params:
         scale=project.scale,
-        settings=project.report_settings,
+        settings=project.settings("experiment"),
     message:
         "writing the report of {wildcards.experiment}"
     shell:

@@ -87,29 +87,37 @@ def make_experiment() -> Callable[..., Experiment]:
 
     def make(**sections: Any) -> Experiment:
         from counterlens import plugins
-        from counterlens.config import Experiment, MethodOptions
+        from counterlens.config import Experiment, MethodOptions, Models
+        from counterlens.experiments import with_only_classifier
 
-        def options(section: str, value: dict[str, Any]) -> object:
+        def options(section: str, value: Any) -> Any:
+            if not isinstance(value, dict):
+                return value
             return plugins.options_class(section, value["kind"]).model_validate(value)
 
-        content: dict[str, Any] = {
-            "name": "tiny",
-            "scale": "small",
-            "seed": 85,
-            "pairs": [(4, 9)],
-            "evaluation": {"images": 60},
-            "methods": {"none": MethodOptions(kind="none")},
-            "dataset": options("data", {"kind": "digits"}),
-            "classifier": {"kind": "lenet", "epochs": 1},
-            **sections,
-        }
-        content["classifier"] = options("classifiers", content["classifier"])
-        for section in ("generators", "methods"):
-            content[section] = {
-                name: options(section, value) if isinstance(value, dict) else value
-                for name, value in content.get(section, {}).items()
-            }
-        return Experiment.model_validate(content)
+        def named(section: str) -> dict[str, Any]:
+            return {name: options(section, v) for name, v in sections.pop(section, {}).items()}
+
+        classifier = options(
+            "classifiers", sections.pop("classifier", {"kind": "lenet", "epochs": 1})
+        )
+        name = sections.get("name", "tiny")
+        models = Models(
+            name=name,
+            scale=sections.pop("scale", "small"),
+            seed=sections.pop("seed", 85),
+            dataset=sections.pop("dataset", options("data", {"kind": "digits"})),
+            classifiers={classifier.kind: classifier},
+            generators=named("generators"),
+            oracles=named("oracles"),
+        )
+        return Experiment(
+            name=name,
+            models=with_only_classifier(models),
+            classifier=classifier.kind,
+            methods=named("methods") or {"none": MethodOptions(kind="none")},
+            **{"pairs": [(4, 9)], "evaluation": {"images": 60}, **sections},
+        )
 
     return make
 

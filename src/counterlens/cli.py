@@ -17,7 +17,7 @@ from counterlens.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from counterlens.config import DatasetOptions, Experiment
+    from counterlens.config import DatasetOptions, Experiment, Models, Scale
 
 DESCRIPTION = "The stages of the pipeline; `snakemake` runs them in order."
 Arguments = argparse.Namespace
@@ -54,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         found.add_argument("--experiment", required=True, help="name of config/experiments/*.yaml")
         return with_scale(found)
 
+    def with_models(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        help = "name of config/models/*.yaml, or of an experiment with its own models"
+        found.add_argument("--models", required=True, help=help)
+        return with_scale(found)
+
     def with_scale(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help = "which values of the experiment file (default: scale of config/config.yaml)"
         found.add_argument("--scale", choices=("small", "published"), help=help)
@@ -84,20 +89,18 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--weight", required=True)
     found.add_argument("--mirror", help="folder or URL laid out as weights/<file>, tried first")
 
-    with_device(
-        with_experiment(
-            stage("classifier", classifier, "train the explained classifier, or adopt a user's")
-        )
-    )
+    help = "train one classifier, or adopt a user's"
+    found = with_device(with_models(stage("classifier", classifier, help)))
+    found.add_argument("--classifier", required=True)
 
-    found = with_device(with_experiment(stage("oracle", oracle, "train one oracle")))
+    found = with_device(with_models(stage("oracle", oracle, "train one oracle")))
     found.add_argument("--oracle", required=True)
 
-    found = with_device(with_experiment(stage("generator", generator, "train one generator")))
+    found = with_device(with_models(stage("generator", generator, "train one generator")))
     found.add_argument("--generator", required=True)
     found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
-    found = with_experiment(stage("export", export, "a diffusion model in diffusers' format"))
+    found = with_models(stage("export", export, "a diffusion model in diffusers' format"))
     found.add_argument("--generator", required=True)
     found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
@@ -161,18 +164,32 @@ def experiment(arguments: Arguments) -> Experiment:
     from counterlens.experiments import load_experiment
 
     chosen = load_experiment(arguments.experiment, scale(arguments))
-    for key in ("method", "generator", "oracle"):
-        known = {**getattr(chosen, f"{key}s"), **({ORIGINAL_DATA: None} if key == "method" else {})}
+    name = getattr(arguments, "method", None)
+    if isinstance(name, str) and name not in (known := (*chosen.methods, ORIGINAL_DATA)):
+        raise UserError(
+            f"--method {name}: the experiment {chosen.name} has none of that name; "
+            f"it has: {', '.join(known)}"
+        )
+    return chosen
+
+
+def models(arguments: Arguments) -> Models:
+    """The models that a stage is asked to train one of."""
+    from counterlens.experiments import load_models
+
+    chosen = load_models(arguments.models, scale(arguments))
+    for key in ("classifier", "generator", "oracle"):
+        known = getattr(chosen, f"{key}s")
         name = getattr(arguments, key, None)
-        if isinstance(name, str) and name not in known:
+        if name is not None and name not in known:
             raise UserError(
-                f"--{key} {name}: the experiment {chosen.name} has none of that name; "
-                f"it has: {', '.join(known)}"
+                f"--{key} {name}: the models {chosen.name} have none of that name; "
+                f"they have: {', '.join(known) or 'none'}"
             )
     return chosen
 
 
-def scale(arguments: Arguments):
+def scale(arguments: Arguments) -> Scale:
     """The scale asked for, or the project's."""
     from counterlens.config import load_project
 
@@ -218,32 +235,32 @@ def weights(arguments: Arguments) -> None:
 
 
 def classifier(arguments: Arguments) -> None:
-    chosen, where = experiment(arguments), device(arguments)
+    chosen, where = models(arguments), device(arguments)
     from counterlens.classifiers import adopt, train
 
-    stage = train if chosen.classifier.trained else adopt
-    stage.run(chosen, where)
+    stage = train if chosen.classifiers[arguments.classifier].trained else adopt
+    stage.run(chosen, arguments.classifier, where)
 
 
 def oracle(arguments: Arguments) -> None:
-    chosen, where = experiment(arguments), device(arguments)
+    chosen, where = models(arguments), device(arguments)
     from counterlens.oracles import train
 
     train.run(chosen, arguments.oracle, where)
 
 
 def generator(arguments: Arguments) -> None:
-    chosen, where = experiment(arguments), device(arguments)
+    chosen, where = models(arguments), device(arguments)
     from counterlens.generators import train
     from counterlens.runtime.stopwatch import timed
 
-    place = ("generators", arguments.generator, arguments.scope)
-    with timed(layout.training_time(chosen.name, *place), arguments.threads):
+    place = layout.generator_time(chosen.name, arguments.generator, arguments.scope)
+    with timed(place, arguments.threads):
         train.run(chosen, arguments.generator, arguments.scope, where)
 
 
 def export(arguments: Arguments) -> None:
-    chosen = experiment(arguments)
+    chosen = models(arguments)
     from counterlens.generators import export
 
     export.run(chosen, arguments.generator, arguments.scope)
@@ -254,8 +271,8 @@ def fit(arguments: Arguments) -> None:
     from counterlens.methods import fit
     from counterlens.runtime.stopwatch import timed
 
-    place = ("methods", arguments.method, arguments.scope)
-    with timed(layout.training_time(chosen.name, *place), arguments.threads):
+    place = layout.method_time(chosen.name, arguments.method, arguments.scope)
+    with timed(place, arguments.threads):
         fit.run(chosen, arguments.method, arguments.scope, where)
 
 
@@ -341,12 +358,12 @@ def report(arguments: Arguments) -> None:
 
 
 def check(arguments: Arguments) -> None:
-    from counterlens.plan.plan import Workflow
+    from counterlens.plan.plan import Plan
 
-    workflow = Workflow({})
+    plan = Plan({})
     print(
-        f"{len(workflow.experiments)} experiments, {len(workflow.tables)} tables and "
-        f"{len(workflow.figures)} figures are valid"
+        f"{len(plan.models)} sets of models, {len(plan.experiments)} experiments, "
+        f"{len(plan.tables)} tables and {len(plan.figures)} figures are valid"
     )
 
 

@@ -8,6 +8,7 @@ RAW = Path("data/raw")
 PREPARED = Path("data/prepared")
 WEIGHTS = Path("data/weights")
 RESULTS = Path("results")
+MODELS = RESULTS / "models"
 TABLES = RESULTS / "tables"
 FIGURES = RESULTS / "figures"
 TIMINGS = RESULTS / "timings"
@@ -34,19 +35,19 @@ def weight(name: str) -> Path:
     return WEIGHTS / f"{name}.json"
 
 
-def classifier(experiment: str) -> Path:
-    """Folder of the explained classifier."""
-    return RESULTS / experiment / "classifier"
+def classifier(models: str, name: str) -> Path:
+    """Folder of a classifier that is explained."""
+    return MODELS / models / "classifiers" / name
 
 
-def oracle(experiment: str, name: str) -> Path:
+def oracle(models: str, name: str) -> Path:
     """Folder of an oracle."""
-    return RESULTS / experiment / "oracles" / name
+    return MODELS / models / "oracles" / name
 
 
-def generator(experiment: str, name: str, scope: str) -> Path:
+def generator(models: str, name: str, scope: str) -> Path:
     """Folder of a generator trained on `all-classes` or on one pair."""
-    return RESULTS / experiment / "generators" / name / scope
+    return MODELS / models / "generators" / name / scope
 
 
 def method(experiment: str, name: str, scope: str) -> Path:
@@ -70,9 +71,14 @@ def timing(experiment: str, method: str, source: int, target: int) -> Path:
     return TIMINGS / experiment / method / f"{source}_to_{target}.json"
 
 
-def training_time(experiment: str, section: str, name: str, scope: str) -> Path:
-    """Seconds that a training took; `section` is `generators` or `methods`."""
-    return TIMINGS / experiment / "training" / section / name / f"{scope}.json"
+def generator_time(models: str, name: str, scope: str) -> Path:
+    """Seconds that the training of a generator took."""
+    return TIMINGS / "models" / models / "generators" / name / f"{scope}.json"
+
+
+def method_time(experiment: str, name: str, scope: str) -> Path:
+    """Seconds that the training of a method took."""
+    return TIMINGS / experiment / "training" / name / f"{scope}.json"
 
 
 def found(experiment: str, source: int, target: int) -> Path:

@@ -195,8 +195,8 @@ def test_the_stage_writes_what_training_writes(
     adopted: Any, network: nn.Module, classifier: dict[str, Any]
 ) -> None:
     experiment = adopted(**classifier)
-    adopt.run(experiment, CPU)
-    folder = layout.classifier(experiment.name)
+    adopt.run(experiment.models, experiment.classifier, CPU)
+    folder = layout.classifier(experiment.name, experiment.classifier)
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
         "card.json",
@@ -215,7 +215,7 @@ def test_the_stage_writes_what_training_writes(
         Path(f).name: files.sha256(Path(f)) for f in experiment.classifier.files
     }
     # what is loaded later answers the same, and does so from its own file
-    loaded = base.load(experiment, CPU)
+    loaded = base.load(experiment.models, experiment.classifier, CPU)
     x = torch.rand(4, 1, 28, 28)
     v = (x - 0.5) / 0.25 if classifier is FACTORY else x
     torch.testing.assert_close(loaded(x), network(v), rtol=1e-4, atol=1e-4)
@@ -224,9 +224,9 @@ def test_the_stage_writes_what_training_writes(
 
 def test_equal_files_give_equal_bytes(adopted: Any, digests: Callable[[], dict[str, str]]) -> None:
     experiment = adopted(network="net.onnx")
-    adopt.run(experiment, CPU)
+    adopt.run(experiment.models, experiment.classifier, CPU)
     first = digests()
-    adopt.run(experiment, CPU)
+    adopt.run(experiment.models, experiment.classifier, CPU)
     assert digests() == first
 
 

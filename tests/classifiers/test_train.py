@@ -138,8 +138,8 @@ def experiment(make_experiment: Callable, prepared: Callable[..., None]):
 
 
 def test_the_stage_writes_five_files(experiment, digests) -> None:
-    train.run(experiment, CPU)
-    folder = layout.classifier("tiny")
+    train.run(experiment.models, experiment.classifier, CPU)
+    folder = layout.classifier("tiny", "lenet")
     assert {path.name for path in folder.iterdir()} == {
         "model.safetensors",
         "card.json",
@@ -161,7 +161,7 @@ def test_the_stage_writes_five_files(experiment, digests) -> None:
     test = load_split(layout.prepared("digits", "test"))
     assert table["image"].tolist() == list(range(30))
     assert table["label"].tolist() == test.labels.tolist()
-    model = base.load(experiment, CPU)
+    model = base.load(experiment.models, experiment.classifier, CPU)
     found = model.probabilities(test.images).numpy()
     np.testing.assert_allclose(table[[f"p{k}" for k in range(10)]].to_numpy(), found, atol=1e-6)
     assert table["predicted"].tolist() == found.argmax(1).tolist()
@@ -188,36 +188,39 @@ def test_images_of_a_class_may_be_left_out(
     )
     content = {"kind": "lenet", "epochs": 3, "batch_size": 32, "left_out": [9]}
     e = make_experiment(classifier=content)
-    train.run(e, CPU)
+    train.run(e.models, e.classifier, CPU)
     assert seen[0].unique().tolist() == [0, 4] and len(seen[0]) == 80
-    card = files.read_json(layout.classifier("tiny") / "card.json")
+    card = files.read_json(layout.classifier("tiny", "lenet") / "card.json")
     assert card["test_accuracy_per_class"]["9"] == 0 and card["test_images"] == 60
     assert card["test_accuracy"] == pytest.approx(2 / 3, abs=0.05)
-    assert base.load(e, CPU).probabilities(torch.rand(1, 1, 28, 28)).shape == (1, 10)
+    assert base.load(e.models, e.classifier, CPU).probabilities(torch.rand(1, 1, 28, 28)).shape == (
+        1,
+        10,
+    )
 
 
 def test_a_killed_stage_leaves_nothing_and_ends_with_the_same_bytes(
     experiment, digests, kill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train.run(experiment, CPU)
+    train.run(experiment.models, experiment.classifier, CPU)
     first = digests()
     for name in first:
         Path(name).unlink()
     monkeypatch.setattr(train, "Checkpoint", lambda *a: Checkpoint(*a, seconds=0))
     with pytest.raises(kill(train, 2)):
-        train.run(experiment, CPU)
-    assert list(layout.classifier("tiny").iterdir()) == []
+        train.run(experiment.models, experiment.classifier, CPU)
+    assert list(layout.classifier("tiny", "lenet").iterdir()) == []
     assert len(list(layout.CHECKPOINTS.iterdir())) == 1
-    train.run(experiment, CPU)
+    train.run(experiment.models, experiment.classifier, CPU)
     assert digests() == first
 
 
 def test_a_classifier_that_is_not_trained_or_does_not_fit(make_experiment, experiment) -> None:
     with pytest.raises(UserError, match=r"results/tiny/classifier/model\.safetensors: no such"):
-        base.load(experiment, CPU)
+        base.load(experiment.models, experiment.classifier, CPU)
     from counterlens.runtime.training import save_model
 
     other = make_experiment(classifier={"kind": "gap-resnet", "widths": (4,)})
     save_model(base.model_file(experiment), base.create(other))
     with pytest.raises(UserError, match=r"model\.safetensors: does not fit LeNet"):
-        base.load(experiment, CPU)
+        base.load(experiment.models, experiment.classifier, CPU)

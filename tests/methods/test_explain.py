@@ -92,9 +92,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
                 layout.prepared("digits", split), {**tensors, "labels": data.labels.numpy()}
             )
         e = load_experiment("tiny", "small")
-        classifiers_train.run(e, CPU)
-        generators_train.run(e, "dcgan", "all-classes", CPU)
-        generators_train.run(e, "encoder", "4-9", CPU)
+        classifiers_train.run(e.models, e.classifier, CPU)
+        generators_train.run(e.models, "dcgan", "all-classes", CPU)
+        generators_train.run(e.models, "encoder", "4-9", CPU)
         fit.run(e, "c3lt", "4-9", CPU)
     return folder
 
@@ -196,7 +196,7 @@ def test_what_explain_writes(experiment: Experiment, method: str, source: int, t
     for column, value in (("label", source), ("source", source), ("target", target)):
         assert set(table[column]) == {value}
     assert table["found"].dtype == bool and table["found"].all()
-    model = classifiers.load(experiment, CPU)
+    model = classifiers.load(experiment.models, experiment.classifier, CPU)
     for kind, images in (("query", cf.query), ("counterfactual", cf.counterfactual)):
         found = model.probabilities(images).numpy()
         assert table[f"predicted_{kind}"].tolist() == found.argmax(1).tolist()
@@ -354,7 +354,7 @@ def test_a_method_may_explain_images_of_its_own(experiment: Experiment) -> None:
     assert cf.query is not None and torch.equal(cf.query, 1 - cf.counterfactual)
     given_images = load_split(layout.prepared("digits", "test"), [4]).images[:30]
     assert torch.equal(cf.counterfactual, given_images)
-    answers = classifiers.load(e, CPU).probabilities(1 - given_images)
+    answers = classifiers.load(e.models, e.classifier, CPU).probabilities(1 - given_images)
     np.testing.assert_allclose(
         cf.table["source_probability_query"], answers[:, 4].numpy(), atol=1e-6
     )
@@ -371,7 +371,11 @@ def test_original_data_are_test_images_of_the_target(experiment: Experiment) -> 
     assert set(table["label"]) == {9} and table["found"].all()
     assert set(table["source"]) == {4} and set(table["target"]) == {9}
     assert not [name for name in table if str(name).endswith("_query")]
-    found = classifiers.load(experiment, CPU).probabilities(test.images).numpy()
+    found = (
+        classifiers.load(experiment.models, experiment.classifier, CPU)
+        .probabilities(test.images)
+        .numpy()
+    )
     np.testing.assert_allclose(table["target_probability_counterfactual"], found[:, 9])
     np.testing.assert_allclose(table["source_probability_counterfactual"], found[:, 4])
     picture = Image.open(layout.counterfactuals("tiny", "original-data", 4, 9).with_suffix(".png"))
@@ -427,7 +431,7 @@ def test_a_method_gets_what_the_one_before_it_made(experiment: Experiment) -> No
 @pytest.fixture
 def said(experiment: Experiment) -> np.ndarray:
     """Answers of the classifier that are written for it: every fifth of a class is of the other."""
-    path = layout.classifier("tiny") / "predictions.parquet"
+    path = layout.classifier("tiny", "lenet") / "predictions.parquet"
     table = pd.read_parquet(path)
     labels = table["label"].to_numpy()
     answers = labels.copy()

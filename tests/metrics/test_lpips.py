@@ -56,7 +56,7 @@ def metric(oracle: object, extractor: str) -> Lpips:
 @pytest.fixture
 def judge(experiment: Experiment, frozen) -> FeatureExtractor:
     """An oracle whose small network is not trained."""
-    oracle = oracles.create(experiment, "judge")
+    oracle = oracles.create(experiment.models, "judge")
     assert isinstance(oracle, FeatureExtractor)
     torch.manual_seed(5)
     model = plugins.create(
@@ -98,7 +98,7 @@ def test_identical_images_have_no_in_domain_distance(judge: FeatureExtractor, ma
 
 
 def test_an_untrained_judge_is_refused(experiment: Experiment) -> None:
-    oracle = oracles.create(experiment, "judge")
+    oracle = oracles.create(experiment.models, "judge")
     assert isinstance(oracle, FeatureExtractor)
     with pytest.raises(ValueError, match="neither trained nor loaded"):
         oracle.perceptual_distance(*pairs(1))
@@ -119,7 +119,7 @@ def write_record(file: Path | None, reason: str | None = None) -> None:
 
 
 def perceptual(experiment: Experiment) -> Perceptual:
-    oracle = oracles.load(experiment, "perceptual", CPU)
+    oracle = oracles.load(experiment.models, "perceptual", CPU)
     assert isinstance(oracle, Perceptual)
     return oracle
 

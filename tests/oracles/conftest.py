@@ -6,37 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from counterlens import layout, plugins
-from counterlens.config import Experiment, MethodOptions
+from counterlens import layout
+from counterlens.config import Experiment
 from counterlens.data.base import ImageSet, load_split
 from counterlens.runtime import files
 
 
 @pytest.fixture
-def experiment() -> Callable[..., Experiment]:
+def experiment(make_experiment: Callable[..., Experiment]) -> Callable[..., Experiment]:
     """An experiment on the digits' shape with the oracles that a test asks for."""
 
-    def make(
-        oracles: dict[str, dict], pairs: tuple = ((0, 1),), classifier: dict | None = None
-    ) -> Experiment:
-        def options(section: str, value: dict) -> object:
-            return plugins.options_class(section, value["kind"]).model_validate(value)
-
-        return Experiment.model_validate(
-            {
-                "name": "tiny",
-                "scale": "small",
-                "seed": 85,
-                "pairs": pairs,
-                "dataset": options("data", {"kind": "digits"}),
-                "classifier": options(
-                    "classifiers", {"kind": "lenet", "epochs": 2, **(classifier or {})}
-                ),
-                "oracles": {name: options("oracles", value) for name, value in oracles.items()},
-                "methods": {"none": MethodOptions(kind="none")},
-                "evaluation": {"images": 10},
-            }
-        )
+    def make(oracles: dict[str, dict], classifier: dict | None = None) -> Experiment:
+        chosen = {"kind": "lenet", "epochs": 2, **(classifier or {})}
+        return make_experiment(pairs=[(0, 1)], classifier=chosen, oracles=oracles)
 
     return make
 

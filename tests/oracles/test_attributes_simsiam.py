@@ -94,7 +94,7 @@ def test_attributes_are_learned(squares: Experiment) -> None:
 
 
 def test_attributes_of_data_without_any(experiment) -> None:
-    oracle = base.create(experiment({"attributes": {"kind": "attributes"}}), "attributes")
+    oracle = base.create(experiment({"attributes": {"kind": "attributes"}}).models, "attributes")
     with pytest.raises(UserError, match="'digits' names no attributes"):
         oracle.load(CPU)
     assert isinstance(oracle, Attributes)
@@ -160,7 +160,7 @@ def released(path: Path, prefix: str = "module.encoder.") -> nn.Module:
 
 def loaded(experiment, **options: object) -> SimSiamResNet50:
     e = experiment({"simsiam-resnet50": {"kind": "simsiam-resnet50", **options}})
-    oracle = base.load(e, "simsiam-resnet50", CPU)
+    oracle = base.load(e.models, "simsiam-resnet50", CPU)
     assert isinstance(oracle, SimSiamResNet50)
     return oracle
 

@@ -37,7 +37,7 @@ def test_architectures() -> None:
 
 def test_the_stage_trains_saves_and_loads(experiment, prepared) -> None:
     e = experiment({"autoencoders": SMALL}, pairs=((1, 0),))
-    train.run(e, "autoencoders", CPU)
+    train.run(e.models, "autoencoders", CPU)
     folder = layout.oracle("tiny", "autoencoders")
     card = json.loads((folder / "card.json").read_text())
     curve = pd.read_csv(folder / "training.csv")
@@ -47,7 +47,7 @@ def test_the_stage_trains_saves_and_loads(experiment, prepared) -> None:
     assert set(card["reconstruction_mse"]) == {"all", "0", "1"}
     assert not layout.CHECKPOINTS.exists() or not list(layout.CHECKPOINTS.iterdir())
 
-    oracle = base.load(e, "autoencoders", CPU)
+    oracle = base.load(e.models, "autoencoders", CPU)
     assert isinstance(oracle, Autoencoders)
     assert not any(parameter.requires_grad for parameter in oracle.models.parameters())
     test = prepared["test"]
@@ -73,12 +73,12 @@ def test_the_same_seed_gives_the_same_bytes_and_a_class_does_not_depend_on_the_o
 ) -> None:
     short = {**SMALL, "class_epochs": 2, "all_epochs": 1}
     path = layout.oracle("tiny", "autoencoders") / "model.safetensors"
-    train.run(experiment({"autoencoders": short}), "autoencoders", CPU)
+    train.run(experiment({"autoencoders": short}).models, "autoencoders", CPU)
     first = path.read_bytes()
-    train.run(experiment({"autoencoders": short}), "autoencoders", CPU)
+    train.run(experiment({"autoencoders": short}).models, "autoencoders", CPU)
     assert path.read_bytes() == first
     images = prepared["test"].images
-    both = base.load(experiment({"autoencoders": short}), "autoencoders", CPU)
+    both = base.load(experiment({"autoencoders": short}).models, "autoencoders", CPU)
     more = experiment({"autoencoders": short}, pairs=((0, 1), (2, 1)))
     train.run(more, "autoencoders", CPU)
     three = base.load(more, "autoencoders", CPU)
@@ -90,7 +90,7 @@ def test_a_killed_training_ends_with_the_same_bytes(experiment, prepared, monkey
     short = {**SMALL, "class_epochs": 4, "all_epochs": 2}
     e = experiment({"autoencoders": short})
     path = layout.oracle("tiny", "autoencoders") / "model.safetensors"
-    train.run(e, "autoencoders", CPU)
+    train.run(e.models, "autoencoders", CPU)
     expected = path.read_bytes()
     path.unlink()
 
@@ -108,7 +108,7 @@ def test_a_killed_training_ends_with_the_same_bytes(experiment, prepared, monkey
     monkeypatch.setattr(train.Checkpoint, "due", lambda self: True)
     monkeypatch.setattr(autoencoders, "batches", dies)
     with pytest.raises(KeyboardInterrupt):
-        train.run(e, "autoencoders", CPU)
+        train.run(e.models, "autoencoders", CPU)
     assert not path.exists() and list(layout.CHECKPOINTS.iterdir())
     counted = 0
 
@@ -118,13 +118,13 @@ def test_a_killed_training_ends_with_the_same_bytes(experiment, prepared, monkey
         return real(*arguments)
 
     monkeypatch.setattr(autoencoders, "batches", counts)
-    train.run(e, "autoencoders", CPU)
+    train.run(e.models, "autoencoders", CPU)
     assert path.read_bytes() == expected
     assert counted == 4  # two epochs of two classes were left
 
 
 def test_a_class_outside_the_pairs_is_named(experiment, prepared) -> None:
-    oracle = base.create(experiment({"autoencoders": SMALL}), "autoencoders")
+    oracle = base.create(experiment({"autoencoders": SMALL}).models, "autoencoders")
     assert isinstance(oracle, Autoencoders)
     with pytest.raises(UserError, match="no auto-encoder of class 2"):
         oracle.reconstruct(prepared["test"].images, 2)
@@ -132,12 +132,12 @@ def test_a_class_outside_the_pairs_is_named(experiment, prepared) -> None:
 
 def test_a_class_without_images_is_named(experiment, prepared) -> None:
     with pytest.raises(UserError, match="no training image of class 7"):
-        train.run(experiment({"autoencoders": SMALL}, pairs=((0, 7),)), "autoencoders", CPU)
+        train.run(experiment({"autoencoders": SMALL}, pairs=((0, 7).models,)), "autoencoders", CPU)
 
 
 def test_the_vl_family_trains(experiment, prepared) -> None:
     e = experiment({"vl": {**SMALL, "family": "vl", "class_epochs": 3, "all_epochs": None}})
-    train.run(e, "vl", CPU)
+    train.run(e.models, "vl", CPU)
     curve = pd.read_csv(layout.oracle("tiny", "vl") / "training.csv")
     assert curve["all"].notna().sum() == 4  # the family's own default
     assert curve["1"].dropna().is_monotonic_decreasing

@@ -26,13 +26,13 @@ def test_the_feature_extractor_is_another_network_than_the_explained_one(
     experiment, prepared
 ) -> None:
     e = experiment({"feature-extractor": {"kind": "feature-extractor"}})
-    classifiers_train.run(e, CPU)
-    train.run(e, "feature-extractor", CPU)
+    classifiers_train.run(e.models, e.classifier, CPU)
+    train.run(e.models, "feature-extractor", CPU)
     card = json.loads((layout.oracle("tiny", "feature-extractor") / "card.json").read_text())
     assert card["test_images"] == 30 and card["test_accuracy"] > 0.9
-    oracle = base.load(e, "feature-extractor", CPU)
+    oracle = base.load(e.models, "feature-extractor", CPU)
     assert isinstance(oracle, FeatureExtractor) and oracle.model is not None
-    explained = load_classifier(e, CPU)
+    explained = load_classifier(e.models, e.classifier, CPU)
     assert not torch.equal(explained.head.weight, oracle.model.head.weight)  # type: ignore[arg-type]
 
     images = quantise(prepared["test"].images)
@@ -55,13 +55,16 @@ def test_networks_with_batch_normalisation_are_saved_as_they_are_loaded(
         {"judge": {"kind": "feature-extractor"}},
         classifier={"kind": "gap-resnet", "widths": (4, 8), "epochs": 1},
     )
-    classifiers_train.run(e, CPU)
-    train.run(e, "judge", CPU)
+    classifiers_train.run(e.models, e.classifier, CPU)
+    train.run(e.models, "judge", CPU)
     images = prepared["test"].images
-    for model in (load_classifier(e, CPU), base.load(e, "judge", CPU).model):  # type: ignore[attr-defined]
+    for model in (
+        load_classifier(e.models, e.classifier, CPU),
+        base.load(e.models, "judge", CPU).model,
+    ):  # type: ignore[attr-defined]
         assert torch.isfinite(model(images)).all()
-    predictions = pd.read_parquet(layout.classifier("tiny") / "predictions.parquet")
-    found = load_classifier(e, CPU).probabilities(images)
+    predictions = pd.read_parquet(layout.classifier("tiny", "lenet") / "predictions.parquet")
+    found = load_classifier(e.models, e.classifier, CPU).probabilities(images)
     torch.testing.assert_close(found[:, 0], torch.tensor(predictions["p0"].to_numpy()))
 
 
@@ -69,8 +72,8 @@ def test_its_fingerprint_changes_with_its_weights(experiment, prepared) -> None:
     prints = []
     for epochs in (1, 2):
         e = experiment({"judge": {"kind": "feature-extractor", "epochs": epochs}})
-        train.run(e, "judge", CPU)
-        oracle = base.load(e, "judge", CPU)
+        train.run(e.models, "judge", CPU)
+        oracle = base.load(e.models, "judge", CPU)
         assert isinstance(oracle, FeatureExtractor)
         prints.append(oracle.fingerprint)
     assert prints[0] != prints[1]
@@ -79,7 +82,7 @@ def test_its_fingerprint_changes_with_its_weights(experiment, prepared) -> None:
 def test_an_untrained_extractor_is_refused(experiment, prepared) -> None:
     e = experiment({"judge": {"kind": "feature-extractor"}})
     with pytest.raises(UserError, match="no such file"):
-        base.load(e, "judge", CPU)
+        base.load(e.models, "judge", CPU)
 
 
 def write_record(file: Path | None, reason: str | None = None) -> None:
@@ -94,7 +97,7 @@ def write_record(file: Path | None, reason: str | None = None) -> None:
 
 
 def inception(experiment) -> tuple[Inception, MetricContext]:
-    oracle = base.load(experiment({"inception": {"kind": "inception"}}), "inception", CPU)
+    oracle = base.load(experiment({"inception": {"kind": "inception"}}).models, "inception", CPU)
     assert isinstance(oracle, Inception)
     return oracle, MetricContext(torch.nn.Identity(), {"inception": oracle})
 
@@ -115,7 +118,7 @@ def test_without_its_weight_inception_is_not_available(experiment, tmp_path, mon
 def test_there_is_nothing_to_train(experiment, prepared) -> None:
     e = experiment({"inception": {"kind": "inception"}})
     with pytest.raises(UserError, match="nothing to train"):
-        train.run(e, "inception", CPU)
+        train.run(e.models, "inception", CPU)
 
 
 def test_inception_gives_torch_fidelitys_features(experiment, tmp_path, monkeypatch) -> None:

@@ -23,6 +23,7 @@ from counterlens.config import (
     GeneratorOptions,
     MethodOptions,
     MetricOptions,
+    Models,
     Pair,
 )
 from counterlens.plan import inputs
@@ -159,7 +160,7 @@ def _write_set(
         change = rng.normal(0.2, 0.05, (images, 100)).astype(np.float32)
         tensors["latent_counterfactual"] = tensors["latent"] + change
     if method.startswith("mirror"):
-        intended = np.zeros((images, steps, len(experiment.dataset.classes)), np.float32)
+        intended = np.zeros((images, steps, len(experiment.classes)), np.float32)
         intended[..., target] = 0.05 + 0.9 * share
         intended[..., source] = 1 - intended[..., target]
         tensors["path_intended"] = intended
@@ -237,15 +238,19 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         experiment = Experiment(
             name=name,
             description="Synthetic rings that stand in for digits.",
-            scale="small",
-            seed=85,
-            dataset=Toy(kind="toy"),
+            models=Models(
+                name=name,
+                scale="small",
+                seed=85,
+                dataset=Toy(kind="toy"),
+                classifiers={"lenet": ClassifierOptions(kind="lenet")},
+                generators={
+                    "dcgan": GeneratorOptions(kind="dcgan"),
+                    "encoder": PairGenerator(kind="dcgan-encoder"),
+                },
+            ),
+            classifier="lenet",
             pairs=pairs,
-            classifier=ClassifierOptions(kind="lenet"),
-            generators={
-                "dcgan": GeneratorOptions(kind="dcgan"),
-                "encoder": PairGenerator(kind="dcgan-encoder"),
-            },
             methods={
                 "c3lt": Trainable(kind="c3lt"),
                 "pgd": MethodOptions(kind="pgd"),
@@ -264,7 +269,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
                     layout.timing(name, method, *direction), {**timing, "device": "A | CPU"}
                 )
         for path in {*inputs.cost_inputs(experiment)} - {*inputs.timing_inputs(experiment)}:
-            seconds = 2.0 if "methods" in path.parts else 3.0
+            seconds = 3.0 if "models" in path.parts else 2.0
             files.write_json(path, {"seconds": seconds, "device": "A | CPU", "threads": 1})
         for method in (*experiment.methods, ORIGINAL_DATA):
             for direction in experiment.directions(method):
@@ -293,7 +298,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         predicted = labels.copy()
         predicted[:3] = (predicted[:3] + 1) % len(classes)
         files.write_parquet(
-            layout.classifier(name) / "predictions.parquet",
+            inputs.predictions(experiment),
             pd.DataFrame({"image": np.arange(200), "label": labels, "predicted": predicted}),
         )
         files.save_tensors(

@@ -196,7 +196,7 @@ def test_the_files_of_a_ranked_table(experiment: Any, tmp_path: Path) -> None:
 
 def test_costs_are_left_out_while_any_is_missing(experiment: Any, tmp_path: Path) -> None:
     built = tables.build(ranked(), {"toy": experiment})
-    layout.training_time("toy", "generators", "dcgan", "all-classes").unlink()
+    layout.generator_time("toy", "dcgan", "all-classes").unlink()
     assert tables.with_costs(built, {"toy": experiment}) is built
 
 

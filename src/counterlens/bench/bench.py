@@ -269,7 +269,7 @@ def fresh(experiment: Experiment, name: str, pair: Pair, device: torch.device) -
 
 def in_float32(experiment: Experiment, name: str) -> Experiment | None:
     """The experiment with the diffusion models of a method in float32; None if they are so."""
-    used = experiment.required_generators(experiment.methods[name].generators())
+    used = experiment.models.required_generators(experiment.methods[name].generators())
     changed = {
         generator: options.model_copy(update={"explanation_precision": "fp32"})
         for generator in used

@@ -12,46 +12,36 @@ import torch
 from counterlens import layout
 from counterlens.classifiers import base
 from counterlens.classifiers.pretrained import Pretrained
-from counterlens.classifiers.train import card, embeddings, predictions
-from counterlens.config import Experiment
+from counterlens.classifiers.train import predictions, write
+from counterlens.config import Models
 from counterlens.data.base import ImageSet, load_split
 from counterlens.errors import UserError
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze, place
-from counterlens.runtime.training import save_model
 
 TOLERANCE = 1e-4
 CHECKED = 8
 
 
-def run(experiment: Experiment, device: torch.device) -> None:
+def run(models: Models, name: str, device: torch.device) -> None:
     """Write what training writes; `training.csv` has no rows, since nothing is trained.
 
     Raises:
-        UserError: the network is not a classifier of the experiment's images and classes, or its
+        UserError: the network is not a classifier of the dataset's images and classes, or its
             named layers are not what they are said to be.
     """
-    model = base.create(experiment)
+    model = base.create(models, name)
     model.read_weights()
     place(model.eval().requires_grad_(False), device)
-    test_set = load_split(layout.prepared(experiment.dataset.name, "test"))
+    test_file = layout.prepared(models.dataset.name, "test")
+    test_set = load_split(test_file, attribute=models.attribute_index(name))
     if isinstance(model, Pretrained):
-        check(model, test_set, len(experiment.dataset.classes), device)
-    table = predictions(model, test_set)
-
-    folder = layout.classifier(experiment.name)
-    sums = {Path(file).name: files.sha256(Path(file)) for file in experiment.classifier.files}
-    files.save_tensors(
-        folder / "embeddings.safetensors",
-        {"features": embeddings(model, test_set, device), "labels": test_set.labels.numpy()},
-    )
-    files.write_csv(folder / "training.csv", pd.DataFrame(columns=pd.Index(["epoch"])))
-    files.write_parquet(folder / "predictions.parquet", table)
-    written = card(experiment, model, [{}], table)
-    gate = {"test_accuracy": better_than_guessing(table)}
-    files.write_json(folder / "card.json", {**written, "epochs": 0, "files": sums, "gates": gate})
+        check(model, test_set, len(models.class_names(name)), device)
     # The checksums let all that follows run again when only the code of the network changes.
-    save_model(folder / "model.safetensors", model, sums)
+    sums = {Path(f).name: files.sha256(Path(f)) for f in models.classifiers[name].files}
+    gate = {"test_accuracy": better_than_guessing(predictions(model, test_set))}
+    about = {"files": sums, "gates": gate}
+    write(models, name, model, [], test_set, device, about, sums)
 
 
 def better_than_guessing(table: pd.DataFrame) -> dict[str, float | bool | str]:

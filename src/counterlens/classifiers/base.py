@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from counterlens import layout, plugins
-from counterlens.config import Experiment
+from counterlens.config import Models
 from counterlens.runtime.device import freeze
 from counterlens.runtime.training import load_model
 
@@ -60,32 +60,32 @@ class Classifier(nn.Module, ABC):
     def probabilities(self, x: Tensor, batch_size: int = 1024) -> Tensor:
         """Softmax probabilities (N, classes) on the CPU, in batches, without gradients."""
         device = next(self.parameters()).device
-        found = [
+        answers = [
             self(part.to(device, memory_format=torch.channels_last)).softmax(dim=1).cpu()
             for part in x.split(batch_size)
         ]
-        return torch.cat(found) if found else torch.empty(0, 0)
+        return torch.cat(answers) if answers else torch.empty(0, 0)
 
 
-def create(experiment: Experiment) -> Classifier:
-    """The experiment's classifier with fresh parameters."""
+def create(models: Models, name: str) -> Classifier:
+    """One of the classifiers with fresh parameters."""
     return plugins.create(
         "classifiers",
-        experiment.classifier,
+        models.classifiers[name],
         Classifier,
-        shape=experiment.dataset.shape,
-        classes=len(experiment.dataset.classes),
+        shape=models.dataset.shape,
+        classes=len(models.class_names(name)),
     )
 
 
-def load(experiment: Experiment, device: torch.device) -> Classifier:
-    """The experiment's trained classifier, frozen."""
-    model = create(experiment)
-    load_model(model_file(experiment), model)
+def load(models: Models, name: str, device: torch.device) -> Classifier:
+    """One of the trained classifiers, frozen."""
+    model = create(models, name)
+    load_model(model_file(models, name), model)
     freeze(model, device)
     return model
 
 
-def model_file(experiment: Experiment) -> Path:
-    """Where the trained classifier lies."""
-    return layout.classifier(experiment.name) / "model.safetensors"
+def model_file(models: Models, name: str) -> Path:
+    """Where a trained classifier lies."""
+    return layout.classifier(models.name, name) / "model.safetensors"

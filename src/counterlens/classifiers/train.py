@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens import __version__, layout
+from counterlens import layout
 from counterlens.classifiers import base
 from counterlens.classifiers.base import Classifier
-from counterlens.config import ClassifierOptions, Experiment
+from counterlens.config import ClassifierOptions, Models
 from counterlens.data.base import ImageSet, load_split
 from counterlens.runtime import device as devices
 from counterlens.runtime import files
@@ -23,9 +23,9 @@ from counterlens.runtime.training import (
     History,
     Losses,
     batches,
-    save_model,
     step_decay,
     train,
+    write_trained,
 )
 
 
@@ -108,9 +108,9 @@ def shift(x: Tensor, most: int, random: torch.Generator) -> Tensor:
 
 def predictions(model: Classifier, data: ImageSet) -> pd.DataFrame:
     """One row per image: image, label, predicted and the probability of every class."""
-    found = model.probabilities(data.images).numpy()
-    table = pd.DataFrame(found, columns=pd.Index([f"p{k}" for k in range(found.shape[1])]))
-    table.insert(0, "predicted", found.argmax(axis=1))
+    answers = model.probabilities(data.images).numpy()
+    table = pd.DataFrame(answers, columns=pd.Index([f"p{k}" for k in range(answers.shape[1])]))
+    table.insert(0, "predicted", answers.argmax(axis=1))
     table.insert(0, "label", data.labels.numpy())
     table.insert(0, "image", data.index.numpy())
     return table
@@ -119,68 +119,77 @@ def predictions(model: Classifier, data: ImageSet) -> pd.DataFrame:
 @torch.inference_mode()
 def embeddings(model: Classifier, data: ImageSet, device: torch.device) -> np.ndarray:
     """Penultimate features float32 (N, d) of every image."""
-    found = [
+    features = [
         model.embedding(part.to(device, memory_format=torch.channels_last)).cpu()
         for part in data.images.split(1024)
     ]
-    return torch.cat(found).numpy()
+    return torch.cat(features).numpy()
 
 
-def run(experiment: Experiment, device: torch.device) -> None:
-    """Stage `classifier`: train the explained classifier and write its five files."""
-    dataset = experiment.dataset.name
+def run(models: Models, name: str, device: torch.device) -> None:
+    """Stage `classifier`: train one classifier and write its five files."""
+    dataset = models.dataset.name
     sources = [layout.prepared(dataset, split) for split in ("train", "test")]
-    settings = experiment.settings("classifier")
-    seed = derive_seed(experiment.seed, experiment.name, "classifier")
+    seed = derive_seed(models.seed, "classifiers", name)
     torch.manual_seed(seed)
-    model = base.create(experiment)
-    checkpoint = Checkpoint(settings, sources)
-    data = load_split(sources[0], shown(experiment))
-    history = fit(model, data, experiment.classifier, seed, device, checkpoint)
-    test_set = load_split(sources[1])
-    table = predictions(model, test_set)
+    model = base.create(models, name)
+    checkpoint = Checkpoint(models.settings("classifiers", name), sources)
+    attribute = models.attribute_index(name)
+    data = load_split(sources[0], shown(models, name), attribute)
+    history = fit(model, data, models.classifiers[name], seed, device, checkpoint)
+    write(models, name, model, history, load_split(sources[1], attribute=attribute), device)
+    checkpoint.remove()
 
-    folder = layout.classifier(experiment.name)
+
+def write(
+    models: Models,
+    name: str,
+    model: Classifier,
+    history: History,
+    test_set: ImageSet,
+    device: torch.device,
+    about: Mapping[str, object] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """The five files of a classifier, trained here or not: its answers to all test images too.
+
+    Args:
+        about: what the card says besides.
+        metadata: of the model file.
+    """
+    answers = predictions(model, test_set)
+    folder = layout.classifier(models.name, name)
     files.save_tensors(
         folder / "embeddings.safetensors",
         {"features": embeddings(model, test_set, device), "labels": test_set.labels.numpy()},
     )
-    files.write_csv(folder / "training.csv", pd.DataFrame(history))
-    files.write_parquet(folder / "predictions.parquet", table)
-    files.write_json(folder / "card.json", card(experiment, model, history, table))
-    save_model(folder / "model.safetensors", model)
-    checkpoint.remove()
+    files.write_parquet(folder / "predictions.parquet", answers)
+    card = {
+        **models.about(models.classifiers[name]),
+        **accuracy(answers, models.class_names(name)),
+        **(about or {}),
+    }
+    write_trained(folder, model, history, card, metadata=metadata)
 
 
-def shown(experiment: Experiment) -> list[int] | None:
-    """The classes whose training images the classifier is shown; None: all of them."""
-    left_out = experiment.classifier.left_out
+def shown(models: Models, name: str) -> list[int] | None:
+    """The classes whose training images a classifier is shown; None: all of them."""
+    left_out = models.classifiers[name].left_out
     if not left_out:
         return None
-    return [k for k in range(len(experiment.dataset.classes)) if k not in left_out]
+    return [k for k in range(len(models.class_names(name))) if k not in left_out]
 
 
-def card(
-    experiment: Experiment, model: Classifier, history: History, table: pd.DataFrame
-) -> dict[str, object]:
-    """What a reader wants to know of a trained classifier."""
-    labels = table["label"].to_numpy()
-    correct = labels == table["predicted"].to_numpy()
+def accuracy(answers: pd.DataFrame, classes: Sequence[str]) -> dict[str, object]:
+    """How many test images are answered correctly, in all and of each class."""
+    labels = answers["label"].to_numpy()
+    correct = labels == answers["predicted"].to_numpy()
     return {
-        "kind": experiment.classifier.kind,
-        "dataset": experiment.dataset.name,
-        "options": experiment.classifier.model_dump(mode="json"),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seed": experiment.seed,
-        "scale": experiment.scale,
-        "epochs": len(history),
-        "training": history[-1],
-        "test_images": len(table),
+        "test_images": len(answers),
         "test_accuracy": float(np.mean(correct)),
         "test_accuracy_per_class": {
             name: float(np.mean(correct[labels == label]))
-            for label, name in enumerate(experiment.dataset.classes)
+            for label, name in enumerate(classes)
             if (labels == label).any()
         },
-        "version": __version__,
     }

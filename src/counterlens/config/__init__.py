@@ -3,17 +3,9 @@
 Nothing here imports torch: the workflow validates every experiment before any job starts.
 """
 
-from counterlens.config.experiment import (
-    ALL_CLASSES,
-    ALL_PAIRS,
-    ORIGINAL_DATA,
-    Evaluation,
-    Experiment,
-    Scale,
-    pair_name,
-    parse_pair,
-)
+from counterlens.config.experiment import ALL_PAIRS, ORIGINAL_DATA, Evaluation, Experiment
 from counterlens.config.files import CONFIG_DIR, merge, read_yaml
+from counterlens.config.models import ALL_CLASSES, Models, Scale
 from counterlens.config.options import (
     ClassifierOptions,
     Column,
@@ -28,6 +20,8 @@ from counterlens.config.options import (
     Pair,
     Ratio,
     latents_differ,
+    pair_name,
+    parse_pair,
 )
 from counterlens.config.project import Project, load_project
 from counterlens.config.reports import (
@@ -58,6 +52,7 @@ __all__ = [
     "MethodOptions",
     "MetricOptions",
     "Model",
+    "Models",
     "Options",
     "OracleOptions",
     "Pair",

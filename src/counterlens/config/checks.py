@@ -1,58 +1,89 @@
-"""What no single key of an experiment can tell: pairs, references and combinations."""
+"""What no single key of a file can tell: references between its parts, and combinations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from counterlens.config.experiment import ORIGINAL_DATA, Experiment
+from counterlens.config.models import Models
 from counterlens.errors import UserError
 
 
-def check(path: Path, experiment: Experiment) -> None:
+def check_models(path: Path, models: Models, classifier_key: str | None = None) -> None:
+    """References between models, and what none of them can do.
+
+    Args:
+        classifier_key: where the file has its only classifier, if not under `classifiers`.
+    """
+
+    def fail(key: str, message: str) -> None:
+        raise UserError(f"{path}: {key}: {message}")
+
+    dataset = models.dataset
+    for name, classifier in models.classifiers.items():
+        place = classifier_key or f"classifiers.{name}"
+        for file in classifier.files:
+            if not Path(file).is_file():
+                fail(place, f"'{file}': no such file")
+        if classifier.attribute is None and not dataset.classes:
+            fail(place, f"needs an `attribute`: '{dataset.name}' has no classes of its own")
+        if classifier.attribute is not None and classifier.attribute not in dataset.attributes:
+            known = ", ".join(dataset.attributes) or "none"
+            fail(f"{place}.attribute", f"'{classifier.attribute}' is unknown; known: {known}")
+        classes = len(models.class_names(name))
+        for label in classifier.left_out:
+            if not 0 <= label < classes:
+                fail(f"{place}.left_out", f"{label} is no class index in 0..{classes - 1}")
+        if classifier.attribute_weight and not dataset.attributes:
+            fail(f"{place}.attribute_weight", f"'{dataset.name}' has no attributes")
+    for section in ("generators", "oracles"):
+        for name, options in getattr(models, section).items():
+            known = ", ".join(models.classifiers)
+            if options.classifier is not None and options.classifier not in models.classifiers:
+                fail(f"{section}.{name}.classifier", f"'{options.classifier}'; defined: {known}")
+            if options.uses_classifier and options.classifier is None:
+                fail(f"{section}.{name}.classifier", f"key is missing; name one of {known}")
+    for name, generator in models.generators.items():
+        for needed in generator.requires():
+            if needed not in models.generators:
+                known = ", ".join(models.generators)
+                fail(f"generators.{name}", f"needs generator '{needed}'; defined: {known}")
+    for name, generator in models.generators.items():
+        behind: set[str] = set()
+        waiting = [name]
+        while waiting:
+            needs = {*models.generators[waiting.pop()].requires()} - behind
+            if name in needs:
+                fail(f"generators.{name}", "needs itself, by way of the generators that it needs")
+            behind |= needs
+            waiting += needs
+        if reason := generator.conflict(models.generators):
+            fail(f"generators.{name}", reason)
+    for name, oracle in models.oracles.items():
+        if not oracle.uses_classifier or oracle.classifier is None:
+            continue
+        recipe = models.classifiers[oracle.classifier]
+        if not recipe.retrainable:
+            fail(
+                f"oracles.{name}",
+                "trains the classifier's architecture again, which is not known of "
+                f"'{recipe.kind}' without a factory, `maps` and `head`",
+            )
+
+
+def check_experiment(path: Path, experiment: Experiment) -> None:
     """What no single key can tell: pairs, references and combinations."""
 
     def fail(key: str, message: str) -> None:
         raise UserError(f"{path}: {key}: {message}")
 
-    classes = len(experiment.dataset.classes)
+    models = experiment.models
+    classes = len(experiment.classes)
     for pair in experiment.all_pairs():
         if pair[0] == pair[1] or not all(0 <= index < classes for index in pair):
             fail("pairs", f"{list(pair)} is not two different class indices in 0..{classes - 1}")
     if len({frozenset(pair) for pair in experiment.all_pairs()}) < len(experiment.all_pairs()):
         fail("pairs", "a pair stands twice; pairs are unordered")
-    for file in experiment.classifier.files:
-        if not Path(file).is_file():
-            fail("classifier", f"'{file}': no such file")
-    for label in experiment.classifier.left_out:
-        if not 0 <= label < classes:
-            fail("classifier.left_out", f"{label} is no class index in 0..{classes - 1}")
-    if experiment.classifier.attribute_weight and not experiment.dataset.attributes:
-        fail("classifier.attribute_weight", f"'{experiment.dataset.name}' has no attributes")
-    for name, generator in experiment.generators.items():
-        for needed in generator.requires():
-            if needed not in experiment.generators:
-                fail(
-                    f"generators.{name}",
-                    f"needs generator '{needed}'; defined: {', '.join(experiment.generators)}",
-                )
-    for name in experiment.generators:
-        behind: set[str] = set()
-        waiting = [name]
-        while waiting:
-            needs = {*experiment.generators[waiting.pop()].requires()} - behind
-            if name in needs:
-                fail(f"generators.{name}", "needs itself, by way of the generators that it needs")
-            behind |= needs
-            waiting += needs
-        if reason := experiment.generators[name].conflict(experiment.generators):
-            fail(f"generators.{name}", reason)
-    for name, oracle in experiment.oracles.items():
-        if oracle.kind == "feature-extractor" and not experiment.classifier.retrainable:
-            fail(
-                f"oracles.{name}",
-                "trains the classifier's architecture again, which is not known of "
-                f"'{experiment.classifier.kind}' without a factory, `maps` and `head`",
-            )
     for name, method in experiment.methods.items():
         if name == ORIGINAL_DATA:
             fail(f"methods.{name}", "this name is reserved for the reference row of the tables")
@@ -62,15 +93,22 @@ def check(path: Path, experiment: Experiment) -> None:
             if method.pairs and method.pairs.count(pair) > 1:
                 fail(f"methods.{name}.pairs", f"{list(pair)} stands twice")
         for needed in method.generators():
-            if needed not in experiment.generators:
-                known = ", ".join(experiment.generators) or "none"
+            if needed not in models.generators:
+                known = ", ".join(models.generators) or "none"
                 fail(f"methods.{name}", f"needs generator '{needed}'; defined: {known}")
-        if reason := method.conflict(experiment.generators):
+            generator = models.generators[needed]
+            if generator.per_classifier and generator.classifier != experiment.classifier:
+                fail(
+                    f"methods.{name}",
+                    f"generator '{needed}' is trained for the classifier '{generator.classifier}', "
+                    f"not for '{experiment.classifier}'",
+                )
+        if reason := method.conflict(models.generators):
             fail(f"methods.{name}", reason)
         if reason := unknown_class(experiment, name):
             fail(f"methods.{name}", reason)
         for needed in method.generators():
-            if method.joint and experiment.generators[needed].per_pair:
+            if method.joint and models.generators[needed].per_pair:
                 fail(
                     f"methods.{name}",
                     f"one training serves all pairs, but generator '{needed}' is trained per pair",
@@ -79,15 +117,15 @@ def check(path: Path, experiment: Experiment) -> None:
             fail(f"methods.{name}.trained_as", reason)
         if reason := cannot_build(experiment, name):
             fail(f"methods.{name}", reason)
-        if reason := method.unsuited(experiment.dataset, experiment.classifier):
+        if reason := method.unsuited(experiment.dataset, experiment.classifier_options):
             fail(f"methods.{name}", reason)
     for name in experiment.skipped:
         if name in experiment.methods:
             fail(f"skipped.{name}", "stands under 'methods', too")
     for metric in experiment.metrics:
         for needed in metric.oracles():
-            if needed not in experiment.oracles:
-                known = ", ".join(experiment.oracles) or "none"
+            if needed not in models.oracles:
+                known = ", ".join(models.oracles) or "none"
                 fail(f"metrics.{metric.kind}", f"needs oracle '{needed}'; defined: {known}")
     names = [column.name for metric in experiment.metrics for column in metric.columns()]
     for name in names:
@@ -97,10 +135,19 @@ def check(path: Path, experiment: Experiment) -> None:
 
 def unknown_class(experiment: Experiment, name: str) -> str | None:
     """Which class of a method's pairs one of its generators does not know; None if all."""
+    models = experiment.models
     for needed in experiment.methods[name].generators():
-        known = experiment.generators[needed].known_classes()
+        generator = models.generators[needed]
+        known = generator.known_classes()
         if known is None:
             continue
+        if models.attribute_index(generator.classifier) != models.attribute_index(
+            experiment.classifier
+        ):
+            return (
+                f"generator '{needed}' knows what '{generator.classifier}' tells, which is another "
+                f"attribute than that of '{experiment.classifier}'"
+            )
         for pair in experiment.method_pairs(name):
             if missing := sorted({*pair} - {*known}):
                 return f"generator '{needed}' knows no class {missing[0]}; add it to its `classes`"

@@ -1,12 +1,12 @@
-"""An experiment: one dataset, one classifier, and all that explains it."""
+"""An experiment: what is explained of one classifier, by which methods, and how it is judged."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, Literal
 
 from pydantic import Field, SerializeAsAny
 
+from counterlens.config.models import ALL_CLASSES, Models, Scale
 from counterlens.config.options import (
     ClassifierOptions,
     Column,
@@ -18,13 +18,11 @@ from counterlens.config.options import (
     Model,
     OracleOptions,
     Pair,
+    pair_name,
 )
-from counterlens.errors import UserError
 
 ORIGINAL_DATA = "original-data"
-ALL_CLASSES = "all-classes"
 ALL_PAIRS = "all-pairs"
-Scale = Literal["small", "published"]
 
 
 class Evaluation(Model):
@@ -54,7 +52,7 @@ class Evaluation(Model):
 
 
 class Experiment(Model):
-    """One dataset, one classifier, its generators, oracles, methods, pairs, metrics and seed.
+    """Models of a dataset, which classifier of them is explained, pairs, methods and metrics.
 
     `unsuited` methods, which cannot serve the classifier or the dataset, are an error or skipped;
     `skipped` gives the reason of each method that the tables show without numbers.
@@ -64,19 +62,53 @@ class Experiment(Model):
 
     name: Identifier
     description: str = ""
-    scale: Scale
-    seed: int
-    dataset: SerializeAsAny[DatasetOptions]
+    models: Models
+    classifier: Identifier
     pairs: tuple[Pair, ...] = Field(min_length=1)
     further_pairs: tuple[Pair, ...] = ()
-    classifier: SerializeAsAny[ClassifierOptions]
-    generators: dict[Identifier, SerializeAsAny[GeneratorOptions]] = Field(default={})
-    oracles: dict[Identifier, SerializeAsAny[OracleOptions]] = Field(default={})
     unsuited: Literal["error", "skip"] = "error"
     methods: dict[Identifier, SerializeAsAny[MethodOptions]] = Field(min_length=1)
     skipped: dict[Identifier, str] = Field(default={})
     metrics: tuple[SerializeAsAny[MetricOptions], ...] = ()
     evaluation: Evaluation
+
+    @property
+    def scale(self) -> Scale:
+        """As published, or the reduction for CPUs."""
+        return self.models.scale
+
+    @property
+    def seed(self) -> int:
+        """The root of all randomness: that of the models."""
+        return self.models.seed
+
+    @property
+    def dataset(self) -> DatasetOptions:
+        """What the images are."""
+        return self.models.dataset
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the explained classifier tells apart; the index is the label."""
+        return self.models.class_names(self.classifier)
+
+    @property
+    def classifier_options(self) -> ClassifierOptions:
+        """The options of the explained classifier."""
+        return self.models.classifiers[self.classifier]
+
+    @property
+    def generators(self) -> dict[str, GeneratorOptions]:
+        """The generators that the methods use, and those that these require."""
+        named = [name for method in self.methods.values() for name in method.generators()]
+        used = self.models.required_generators(named)
+        return {name: options for name, options in self.models.generators.items() if name in used}
+
+    @property
+    def oracles(self) -> dict[str, OracleOptions]:
+        """The oracles that the metrics use."""
+        used = {name for metric in self.metrics for name in metric.oracles()}
+        return {name: options for name, options in self.models.oracles.items() if name in used}
 
     def method_pairs(self, method: str) -> tuple[Pair, ...]:
         """The pairs a method (or `original-data`) is run on, in the experiment's order."""
@@ -126,19 +158,17 @@ class Experiment(Model):
         """Whether any metric judges all directions of a pair together."""
         return any(column.per == "pair" for column in self.columns().values())
 
-    def settings(self, section: str, *names: str) -> dict[str, Any]:
+    def settings(self, section: str, name: str | None = None) -> dict[str, Any]:
         """All of the configuration that shapes one stage's result, as plain JSON values.
 
-        `section` is `classifier`, `generators`, `oracles`, `methods`, `metrics` or `evaluation`;
-        `names` selects entries of a section that has several.
+        `section` is `methods`, `metrics` or `evaluation`; `name` selects one of the methods.
         """
         content = self.model_dump(mode="json", include={section})[section]
-        if names:
-            content = {name: content[name] for name in names}
         return {
             "seed": self.seed,
             "dataset": self.dataset.model_dump(mode="json"),
-            section: content,
+            "attribute": self.classifier_options.attribute,
+            section: content if name is None else {name: content[name]},
         }
 
     def pair_of(self, source: int, target: int) -> Pair:
@@ -151,33 +181,12 @@ class Experiment(Model):
 
     def scopes(self, generator: str) -> tuple[str, ...]:
         """What a generator is trained on: `all-classes`, or each pair used by a method."""
-        if not self.generators[generator].per_pair:
+        if not self.models.generators[generator].per_pair:
             return (ALL_CLASSES,)
         users = [
             method
             for method in self.methods
-            if generator in self.required_generators(self.methods[method].generators())
+            if generator in self.models.required_generators(self.methods[method].generators())
         ]
         used = {pair for method in users for pair in self.method_pairs(method)}
         return tuple(pair_name(pair) for pair in self.all_pairs() if pair in used)
-
-    def required_generators(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The named generators and all that those require, each once."""
-        found: dict[str, None] = {}
-        for name in names:
-            for needed in (*self.required_generators(self.generators[name].requires()), name):
-                found[needed] = None
-        return tuple(found)
-
-
-def pair_name(pair: Pair) -> str:
-    """`(4, 9)` as it stands in paths: `4-9`."""
-    return f"{pair[0]}-{pair[1]}"
-
-
-def parse_pair(name: str) -> Pair:
-    """The inverse of `pair_name`."""
-    match = re.fullmatch(r"(\d+)-(\d+)", name)
-    if match is None:
-        raise UserError(f"'{name}' is not a pair; write two class indices, such as 4-9")
-    return int(match[1]), int(match[2])

@@ -15,18 +15,36 @@ CONFIG_DIR = Path("config")
 T = TypeVar("T", bound=BaseModel)
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML that rejects a key written twice instead of keeping the last one."""
+def _check_keys(root: yaml.Node | None) -> None:
+    """Reject a key written twice, which YAML would take the last of.
 
-    # Checked before any `<<` is resolved: that puts inherited keys beside the mapping's own.
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
+    Asked before any `<<` is resolved: that puts inherited keys beside the mapping's own.
+    """
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, yaml.CollectionNode) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+            continue
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"key '{key}' stands twice in the mapping at line {line}")
-        return node
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            line = node.start_mark.line + 1
+            raise yaml.YAMLError(f"key '{repeated[0]}' stands twice in the mapping at line {line}")
+        waiting += [part for pair in node.value for part in pair]
+
+
+def _parse_yaml(text: str) -> Any:
+    """Safe YAML, read by LibYAML: a third of the time that the loader in Python takes."""
+    loader = yaml.CSafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        _check_keys(root)
+        return None if root is None else loader.construct_document(root)
+    finally:
+        loader.dispose()
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -36,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, is not YAML, or is not a mapping.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = _parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; known: {_known(path.parent)}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from fractions import Fraction
@@ -11,6 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from counterlens.errors import UserError
 
 IDENTIFIER = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
@@ -29,6 +32,19 @@ def _ratio(value: object) -> object:
 
 Ratio = Annotated[float, BeforeValidator(_ratio)]
 """A float that may be written as a ratio, e.g. `64/255`."""
+
+
+def pair_name(pair: Pair) -> str:
+    """`(4, 9)` as it stands in paths: `4-9`."""
+    return f"{pair[0]}-{pair[1]}"
+
+
+def parse_pair(name: str) -> Pair:
+    """The inverse of `pair_name`."""
+    match = re.fullmatch(r"(\d+)-(\d+)", name)
+    if match is None:
+        raise UserError(f"'{name}' is not a pair; write two class indices, such as 4-9")
+    return int(match[1]), int(match[2])
 
 
 class Model(BaseModel):
@@ -55,7 +71,9 @@ def _as_yaml(value: object) -> str:
 class DatasetOptions(Options):
     """`files` are the raw files to download; `shape` is (C, H, W).
 
-    `attributes` names what else is known of every image, present or not; most datasets have none.
+    `classes` are the labels; none where every image has attributes alone. `attributes` names what
+    else is known of every image, present or not; most datasets have none. A classifier answers
+    the classes, or one of the attributes.
 
     A dataset with options of its own overrides `name`, so that each choice has its own folder, and
     `classes` or `shape` where they depend on the choice.
@@ -66,6 +84,13 @@ class DatasetOptions(Options):
     shape: ClassVar[tuple[int, int, int]]
     files: ClassVar[tuple[str, ...]] = ()
     licence: ClassVar[str]
+
+    def class_names(self, attribute: str | None) -> tuple[str, ...]:
+        """What a classifier tells apart: the classes, or images without and with an attribute."""
+        if attribute is None:
+            return self.classes
+        words = attribute.replace("_", " ").lower()
+        return (f"not {words}", words)
 
     @property
     def name(self) -> str:
@@ -88,8 +113,9 @@ class ClassifierOptions(Options):
     """How a classifier is trained: AdamW, learning rate halved every `decay_every` epochs.
 
     `has_gap`: the logits are one linear layer on globally average-pooled features. `has_maps`: its
-    feature maps can be read. `trained`: whether the experiment trains it; otherwise it is read
-    from `files` of the user's or from `named_weights`.
+    feature maps can be read. `trained`: whether it is trained here; otherwise it is read from
+    `files` of the user's or from `named_weights`.
+    `attribute`: one of the dataset's, which it tells instead of the dataset's classes.
     `max_shift`: training images are moved by up to that many pixels. `flip`: half of them are
     mirrored. `attribute_weight`: of a second loss in training, on the dataset's attributes, which
     makes the features richer. `left_out`: classes whose training images are not shown to it; it
@@ -102,6 +128,7 @@ class ClassifierOptions(Options):
     retrainable: ClassVar[bool] = True
     named_weights: ClassVar[tuple[str, ...]] = ()
 
+    attribute: str | None = None
     epochs: int = Field(default=20, gt=0)
     batch_size: int = Field(default=128, gt=0)
     lr: float = Field(default=1e-3, gt=0)
@@ -120,18 +147,23 @@ class ClassifierOptions(Options):
 
 
 class GeneratorOptions(Options):
-    """`per_pair`: trained once per class pair instead of once for all classes.
+    """`classifier`: id of the one that its training or its quality gates ask; may be left out
+    where there is only one.
 
-    `decodes`, `encodes`: what it can do with a latent and with an image. `conditional`: a latent
-    holds the class.
+    `per_pair`: trained once per class pair instead of once for all classes. `per_classifier`: it
+    serves only methods that explain the classifier that it names. `decodes`, `encodes`: what it can
+    do with a latent and with an image. `conditional`: a latent holds the class.
     """
 
     per_pair: ClassVar[bool] = False
+    per_classifier: ClassVar[bool] = False
     uses_classifier: ClassVar[bool] = False
     has_discriminator: ClassVar[bool] = False
     decodes: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
+
+    classifier: Identifier | None = None
 
     def requires(self) -> tuple[str, ...]:
         """Ids of the generators that must be trained before this one."""
@@ -161,14 +193,18 @@ def latents_differ(
 
 
 class OracleOptions(Options):
-    """`weights`: named pretrained weights the oracle loads.
+    """`classifier`: id of the one whose recipe its training follows, where it follows any; may be
+    left out where there is only one.
 
-    `trained`: whether the experiment trains it; otherwise it loads weights, named ones or a file
-    of the user's.
+    `weights`: named pretrained weights the oracle loads. `trained`: whether it is trained here;
+    otherwise it loads weights, named ones or a file of the user's.
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
     trained: ClassVar[bool] = True
+    uses_classifier: ClassVar[bool] = False
+
+    classifier: Identifier | None = None
 
 
 class MethodOptions(Options):

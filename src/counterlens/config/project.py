@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import Field
 
-from counterlens.config.experiment import Scale
 from counterlens.config.files import CONFIG_DIR, read_yaml, validate
+from counterlens.config.models import Scale
 from counterlens.config.options import Identifier, Model
 
 
@@ -18,6 +18,7 @@ class Project(Model):
     scale: Scale = "small"
     mirror: str | None = None
     threads: int = Field(default=2, gt=0)
+    models: tuple[Identifier, ...]
     experiments: tuple[Identifier, ...]
     tables: tuple[Identifier, ...] = ()
     figures: tuple[Identifier, ...] = ()

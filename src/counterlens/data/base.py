@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import numpy as np
-from pydantic import ValidationError
 
 from counterlens.config import DatasetOptions, Model
 from counterlens.errors import UserError
@@ -50,7 +49,8 @@ class Source:
 class Arrays(NamedTuple):
     """One split: images uint8 (N, C, H, W) in 0..255 and labels int64 (N,) in 0..K-1.
 
-    `attributes` is uint8 (N, A) of 0 and 1, for a dataset that names attributes.
+    `attributes` is uint8 (N, A) of 0 and 1, for a dataset that names attributes. Where it has
+    no classes, all labels are 0.
     """
 
     images: np.ndarray
@@ -119,10 +119,11 @@ class SourceRecord(Model):
 
 
 class SplitRecord(Model):
-    """The size of one split in `dataset.json`: in all, and of each class in label order."""
+    """The size of one split in `dataset.json`: in all, of each class, and with each attribute."""
 
     images: int
     per_class: tuple[int, ...]
+    per_attribute: tuple[int, ...] = ()
 
 
 class DatasetCard(Model):
@@ -158,30 +159,16 @@ class ImageSet:
         return ImageSet(self.images[rows], self.labels[rows], self.index[rows], attributes)
 
 
-def load_dataset_card(path: Path) -> DatasetCard:
-    """Read `data/prepared/<dataset>/dataset.json`.
-
-    Raises:
-        UserError: the file is missing or is not a dataset card.
-    """
-    try:
-        return DatasetCard.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; prepare the dataset first") from None
-    except ValidationError as error:
-        detail = error.errors()[0]
-        key = ".".join(map(str, detail["loc"])) or "content"
-        raise UserError(
-            f"{path}: {key}: {detail['msg']}; delete the file and prepare the dataset again"
-        ) from None
-
-
-def load_split(path: Path, classes: Sequence[int] | None = None) -> ImageSet:
+def load_split(
+    path: Path, classes: Sequence[int] | None = None, attribute: int | None = None
+) -> ImageSet:
     """Read one prepared split as tensors, in the split's order.
 
     Args:
         path: `train.safetensors` or `test.safetensors` of a prepared dataset.
         classes: keep only images with these labels; `None` keeps all of them.
+        attribute: index of the attribute that is the label, 0 or 1; `None`: the class is. Where
+            the dataset has no classes, all labels are then 0.
 
     Raises:
         UserError: the file is missing or damaged, or no image has one of the labels.
@@ -190,6 +177,10 @@ def load_split(path: Path, classes: Sequence[int] | None = None) -> ImageSet:
 
     tensors = files.load_tensors(path)
     images, labels, attributes = tensors["images"], tensors["labels"], tensors.get("attributes")
+    if attribute is not None:
+        if attributes is None:
+            raise UserError(f"{path}: has no attributes; delete it and prepare the dataset again")
+        labels = attributes[:, attribute].astype(np.int64)
     index = np.arange(len(labels), dtype=np.int64)
     if classes is not None:
         index = np.flatnonzero(np.isin(labels, np.asarray(classes, dtype=np.int64)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -22,19 +22,13 @@ LISTS = {"train": "train_25k_images_actions.json", "test": "val_25k_images_actio
 
 
 class Options(DatasetOptions):
-    """`attribute`: the action that is the label; `height` in pixels, the width is twice that."""
+    """`height` in pixels, the width is twice that. A classifier names the action that it tells."""
 
     attributes: ClassVar[tuple[str, ...]] = ("forward", "stop", "left", "right")
     licence: ClassVar[str] = "BDD100K: non-commercial research and education only"
 
     folder: str | None = None
-    attribute: Literal["forward", "stop", "left", "right"] = "forward"
     height: int = Field(default=256, ge=16)
-
-    @property
-    def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Without and with the action."""
-        return (f"not {self.attribute}", self.attribute)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -43,8 +37,8 @@ class Options(DatasetOptions):
 
     @property
     def name(self) -> str:
-        """A folder for each action and size."""
-        return f"{self.mirror_folder}-{self.attribute}-{self.height}"
+        """A folder for each size."""
+        return f"{self.mirror_folder}-{self.height}"
 
 
 class BddOia(FolderDataset):
@@ -59,7 +53,6 @@ class BddOia(FolderDataset):
 
     def pictures(self, root: Path) -> Iterator[Labelled]:
         """In the order of the lists; a picture's `id` is the place of its annotation."""
-        column = self.attributes.index(self.options.attribute)  # type: ignore[attr-defined]
         for split, name in LISTS.items():
             content = read_json(root / name)
             try:
@@ -74,4 +67,4 @@ class BddOia(FolderDataset):
                 if len(actions) not in (4, 5) or not {*actions} <= {0, 1}:
                     raise UserError(f"{root / name}: {file}: its actions are not 4 or 5 of 0 and 1")
                 if len(actions) == 4 or not actions[4]:
-                    yield Labelled(split, f"{IMAGES}/{file}", actions[column], actions[:4])
+                    yield Labelled(split, f"{IMAGES}/{file}", attributes=actions[:4])

@@ -15,7 +15,7 @@ from pydantic import Field
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
 from counterlens.data.formats.celeba_lists import read_attributes, read_partition
-from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.celeba_options import ATTRIBUTES
 from counterlens.data.formats.labelled_pictures import Labelled, splits
 from counterlens.data.formats.zipped_images import open_zip, read_images
 from counterlens.errors import UserError
@@ -25,7 +25,7 @@ CROP = 178
 
 
 class Options(DatasetOptions):
-    """`attribute` as CelebA spells it (class 1 has it); `size` in pixels of the centre crop."""
+    """`size` in pixels of the centre crop. A classifier names the `attribute` that it tells."""
 
     attributes: ClassVar[tuple[str, ...]] = ATTRIBUTES
     files: ClassVar[tuple[str, ...]] = (
@@ -35,13 +35,7 @@ class Options(DatasetOptions):
     )
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
-    attribute: Attribute = "Smiling"
     size: int = Field(default=128, ge=16, le=178)
-
-    @property
-    def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Without and with the attribute."""
-        return class_names(self.attribute)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -50,8 +44,8 @@ class Options(DatasetOptions):
 
     @property
     def name(self) -> str:
-        """A folder for each attribute and size."""
-        return f"{self.mirror_folder}-{self.attribute.replace('_', '-').lower()}-{self.size}"
+        """A folder for each size."""
+        return f"{self.mirror_folder}-{self.size}"
 
 
 class Celeba(Dataset):
@@ -66,14 +60,13 @@ class Celeba(Dataset):
     def read(self, raw: Path) -> dict[str, Arrays]:
         """Both splits; the official validation split is not used."""
         zipped, attributes, partition = (raw / source.file for source in self.sources)
-        column = ATTRIBUTES.index(self.options.attribute)  # type: ignore[attr-defined]
         known = read_attributes(attributes)
 
         def labelled() -> Iterator[Labelled]:
             for file, split in read_partition(partition).items():
                 if file not in known:
                     raise UserError(f"{attributes}: has no row for {file}; download it again")
-                yield Labelled(split, f"{IMAGES}/{file}", known[file][column], known[file])
+                yield Labelled(split, f"{IMAGES}/{file}", attributes=known[file])
 
         with open_zip(zipped) as archive:
             return splits(

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from counterlens.config import DatasetOptions
 from counterlens.data.formats.celeba_lists import read_attributes, read_partition
-from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.celeba_options import ATTRIBUTES
 from counterlens.data.formats.image_folders import FolderDataset, read_lines
 from counterlens.data.formats.labelled_pictures import Labelled
 from counterlens.errors import UserError
@@ -27,19 +27,13 @@ PARTITION = "list_eval_partition.txt"
 
 
 class Options(DatasetOptions):
-    """`attribute` as CelebA spells it (class 1 has it); `size` in pixels."""
+    """`size` in pixels. A classifier names the `attribute` that it tells, as CelebA spells it."""
 
     attributes: ClassVar[tuple[str, ...]] = ATTRIBUTES
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
     folder: str | None = None
-    attribute: Attribute = "Smiling"
     size: int = Field(default=256, ge=16, le=1024)
-
-    @property
-    def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Without and with the attribute."""
-        return class_names(self.attribute)
 
     @property
     def shape(self) -> tuple[int, int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -48,8 +42,8 @@ class Options(DatasetOptions):
 
     @property
     def name(self) -> str:
-        """A folder for each attribute and size."""
-        return f"{self.mirror_folder}-{self.attribute.replace('_', '-').lower()}-{self.size}"
+        """A folder for each size."""
+        return f"{self.mirror_folder}-{self.size}"
 
 
 class CelebaHQ(FolderDataset):
@@ -62,12 +56,11 @@ class CelebaHQ(FolderDataset):
 
     def pictures(self, root: Path) -> Iterator[Labelled]:
         """In the order of the pictures' numbers."""
-        column = ATTRIBUTES.index(self.options.attribute)  # type: ignore[attr-defined]
         known, split_of = read_attributes(root / ANNOTATION), read_partition(root / PARTITION)
         _, *rows = [*read_lines(root / MAPPING), ""]
         for row in filter(str.strip, rows):  # number, number in CelebA, name in CelebA
             number, original = f"{row.split()[0]}.jpg", row.split()[-1]
             if original not in split_of or number not in known:
                 raise UserError(f"{root / MAPPING}: {number} ({original}) stands in no other list")
-            attributes = known[number]
-            yield Labelled(split_of[original], f"{IMAGES}/{number}", attributes[column], attributes)
+            picture = f"{IMAGES}/{number}"
+            yield Labelled(split_of[original], picture, attributes=known[number])

@@ -11,30 +11,23 @@ from typing import ClassVar
 
 from counterlens.config import DatasetOptions
 from counterlens.data.base import Arrays, Dataset, Source
-from counterlens.data.formats.celeba_options import ATTRIBUTES, Attribute, class_names
+from counterlens.data.formats.celeba_options import ATTRIBUTES
 from counterlens.data.formats.labelled_pictures import Labelled, splits
 from counterlens.data.formats.zipped_images import open_zip, read_images, table
 
 
 class Options(DatasetOptions):
-    """`attribute`: one of the 40, as CelebA spells it; class 1 has it, class 0 has it not."""
+    """A classifier names the `attribute` that it tells, as CelebA spells it."""
 
     shape: ClassVar[tuple[int, int, int]] = (3, 64, 64)
     attributes: ClassVar[tuple[str, ...]] = ATTRIBUTES
     files: ClassVar[tuple[str, ...]] = ("celeba_subset_64.zip",)
     licence: ClassVar[str] = "CelebA: non-commercial research only, pictures not to be published"
 
-    attribute: Attribute = "Smiling"
-
-    @property
-    def classes(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Without and with the attribute."""
-        return class_names(self.attribute)
-
     @property
     def name(self) -> str:
-        """A folder for each attribute."""
-        return f"{self.mirror_folder}-subset-{self.attribute.replace('_', '-').lower()}"
+        """Not CelebA's."""
+        return f"{self.mirror_folder}-subset"
 
     @property
     def mirror_folder(self) -> str:
@@ -55,14 +48,12 @@ class CelebaSubset(Dataset):
 
     def read(self, raw: Path) -> dict[str, Arrays]:
         """Both splits; the official validation split is not used."""
-        path, attribute = raw / self.sources[0].file, self.options.attribute  # type: ignore[attr-defined]
-        with open_zip(path) as archive:
+        with open_zip(raw / self.sources[0].file) as archive:
             labelled = (
                 Labelled(
                     row["split"],
                     row["file"],
-                    int(row[attribute]),
-                    tuple(int(row[name]) for name in ATTRIBUTES),
+                    attributes=tuple(int(row[name]) for name in ATTRIBUTES),
                 )
                 for row in table(archive)
             )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from counterlens import layout, plugins
 from counterlens.classifiers.base import Classifier
-from counterlens.config import ALL_CLASSES, Experiment, GeneratorOptions, pair_name
+from counterlens.config import GeneratorOptions, Models, Pair
 from counterlens.runtime.device import freeze
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import generator
@@ -26,7 +26,7 @@ class Training:
     Attributes:
         images: float32 (N, C, H, W) in [0, 1] of the scope's classes.
         test_images: the same of the test split, for the quality gate only.
-        classifier: the explained classifier, frozen; None where the options do not use it.
+        classifier: the classifier that the options name, frozen; None where they name none.
         generators: the generators it requires, frozen, by id.
         labels, test_labels: int64 (N,), the classes of the images.
         left_out: classes that the classifier was not shown and so does not answer.
@@ -88,35 +88,30 @@ class Generator(nn.Module, ABC):
         """Images (rows x 8, C, H, W) in [0, 1] for the sample sheet, row by row."""
 
 
-def create(experiment: Experiment, name: str) -> Generator:
-    """One of the experiment's generators with fresh parameters."""
-    options = experiment.generators[name]
-    return plugins.create("generators", options, Generator, experiment.dataset.shape)
+def create(models: Models, name: str) -> Generator:
+    """One of the generators with fresh parameters."""
+    options = models.generators[name]
+    return plugins.create("generators", options, Generator, models.dataset.shape)
 
 
-def load(experiment: Experiment, name: str, scope: str, device: torch.device) -> Generator:
-    """One of the experiment's trained generators, frozen."""
-    model = create(experiment, name)
-    load_model(model_file(experiment, name, scope), model)
+def load(models: Models, name: str, scope: str, device: torch.device) -> Generator:
+    """One of the trained generators, frozen."""
+    model = create(models, name)
+    load_model(model_file(models, name, scope), model)
     freeze(model, device)
     return model
 
 
 def load_for_pair(
-    experiment: Experiment, names: tuple[str, ...], pair: tuple[int, int], device: torch.device
+    models: Models, names: tuple[str, ...], pair: Pair, device: torch.device
 ) -> dict[str, Generator]:
     """The named generators as trained for a pair, or for all classes."""
-    return {name: load(experiment, name, scope(experiment, name, pair), device) for name in names}
+    return {name: load(models, name, models.scope(name, pair), device) for name in names}
 
 
-def scope(experiment: Experiment, name: str, pair: tuple[int, int]) -> str:
-    """Which training of a generator serves a pair."""
-    return pair_name(pair) if experiment.generators[name].per_pair else ALL_CLASSES
-
-
-def model_file(experiment: Experiment, name: str, scope: str) -> Path:
+def model_file(models: Models, name: str, scope: str) -> Path:
     """Where a trained generator lies."""
-    return layout.generator(experiment.name, name, scope) / "model.safetensors"
+    return layout.generator(models.name, name, scope) / "model.safetensors"
 
 
 @torch.inference_mode()

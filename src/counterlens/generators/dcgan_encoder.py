@@ -34,6 +34,7 @@ class Options(GeneratorOptions):
     """Weights of the classifier-feature loss and of the latent regression E(G(z)) = z."""
 
     per_pair: ClassVar[bool] = True
+    per_classifier: ClassVar[bool] = True
     uses_classifier: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
     encodes: ClassVar[bool] = True

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from counterlens import layout
-from counterlens.config import Experiment
+from counterlens.config import Models
 from counterlens.errors import UserError
 from counterlens.generators import base
 from counterlens.runtime.training import load_model
@@ -21,7 +21,7 @@ FILES = (
 )
 
 
-def run(experiment: Experiment, name: str, scope: str) -> None:
+def run(models: Models, name: str, scope: str) -> None:
     """Write `diffusers/` beside the trained generator; equal models give equal files.
 
     Raises:
@@ -33,7 +33,7 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
 
     from counterlens.generators.parts.diffusion import Diffusion
 
-    model = base.create(experiment, name)
+    model = base.create(models, name)
     if not isinstance(model, Diffusion):
         raise UserError(f"--generator {name}: only a diffusion model can be exported")
     if getattr(model.options, "heads", None) is not None:
@@ -41,7 +41,7 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
             f"--generator {name}: its attention has as many heads at every level, which a folder "
             "of diffusers cannot tell; it would be read as another network"
         )
-    load_model(base.model_file(experiment, name, scope), model)
+    load_model(base.model_file(models, name, scope), model)
     unet, steps = model.unet, len(model.alpha_bar)
     assert isinstance(unet, UNet2DModel)
     learned = unet.conv_out.out_channels > model.shape[0]
@@ -51,7 +51,7 @@ def run(experiment: Experiment, name: str, scope: str) -> None:
         beta_end=20 / steps,
         variance_type="learned_range" if learned else "fixed_large",
     )
-    target = layout.generator(experiment.name, name, scope) / "diffusers"
+    target = layout.generator(models.name, name, scope) / "diffusers"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".diffusers-") as made:
         with torch.no_grad():

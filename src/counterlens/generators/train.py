@@ -2,75 +2,67 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 
-from counterlens import __version__, layout
-from counterlens.classifiers import base as classifiers_base
-from counterlens.config import ALL_CLASSES, Experiment, parse_pair
+from counterlens import layout
+from counterlens.classifiers import base as classifiers
+from counterlens.config import ALL_CLASSES, Models, parse_pair
 from counterlens.data.base import load_split
+from counterlens.errors import UserError
 from counterlens.generators import base
-from counterlens.runtime import files
 from counterlens.runtime.images import write_grid
 from counterlens.runtime.seeding import derive_seed
-from counterlens.runtime.training import Checkpoint, save_model
+from counterlens.runtime.training import Checkpoint, write_trained
 
 
-def run(experiment: Experiment, name: str, scope: str, device: torch.device) -> None:
-    """Train the generator `name` on `all-classes` or on a pair such as `4-9`."""
-    options = experiment.generators[name]
-    dataset = experiment.dataset.name
+def run(models: Models, name: str, scope: str, device: torch.device) -> None:
+    """Train the generator `name` on `all-classes` or on a pair such as `4-9`.
+
+    Raises:
+        UserError: it is not trained on this scope.
+    """
+    options = models.generators[name]
+    if (scope == ALL_CLASSES) == options.per_pair:
+        wanted = "a pair such as 4-9" if options.per_pair else f"'{ALL_CLASSES}'"
+        raise UserError(f"--scope {scope}: generator {name} is trained on {wanted}")
     pair = None if scope == ALL_CLASSES else parse_pair(scope)
-    train_file, test_file = (layout.prepared(dataset, split) for split in ("train", "test"))
+    train_file, test_file = (
+        layout.prepared(models.dataset.name, split) for split in ("train", "test")
+    )
     inputs = [train_file, test_file]
-    classifier = None
-    if options.uses_classifier:
-        classifier = classifiers_base.load(experiment, device)
-        inputs.append(classifiers_base.model_file(experiment))
+    classifier, left_out = None, ()
+    if options.classifier is not None:
+        classifier = classifiers.load(models, options.classifier, device)
+        left_out = models.classifiers[options.classifier].left_out
+        inputs.append(classifiers.model_file(models, options.classifier))
     needed = {}
     for other in options.requires():
-        other_scope = ALL_CLASSES if pair is None else base.scope(experiment, other, pair)
-        needed[other] = base.load(experiment, other, other_scope, device)
-        inputs.append(base.model_file(experiment, other, other_scope))
+        other_scope = ALL_CLASSES if pair is None else models.scope(other, pair)
+        needed[other] = base.load(models, other, other_scope, device)
+        inputs.append(base.model_file(models, other, other_scope))
 
-    settings = {**experiment.settings("generators", name), "scope": scope}
-    seed = derive_seed(experiment.seed, experiment.name, "generator", name, scope)
-    train_images, test_images = load_split(train_file, pair), load_split(test_file, pair)
+    settings = {**models.settings("generators", name), "scope": scope}
+    seed = derive_seed(models.seed, "generators", name, scope)
+    attribute = models.attribute_index(options.classifier)
+    train_set, test_set = (load_split(file, pair, attribute) for file in (train_file, test_file))
+    checkpoint = Checkpoint(settings, inputs)
     training = base.Training(
-        images=train_images.images,
-        test_images=test_images.images,
+        images=train_set.images,
+        test_images=test_set.images,
         classifier=classifier,
         generators=needed,
         device=device,
         seed=seed,
-        checkpoint=Checkpoint(settings, inputs),
-        labels=train_images.labels,
-        test_labels=test_images.labels,
-        left_out=experiment.classifier.left_out,
+        checkpoint=checkpoint,
+        labels=train_set.labels,
+        test_labels=test_set.labels,
+        left_out=left_out,
     )
     torch.manual_seed(seed)
-    model = base.create(experiment, name)
+    model = base.create(models, name)
     history = model.fit(training)
     quality = model.quality(training)
-
-    folder = layout.generator(experiment.name, name, scope)
-    files.write_csv(folder / "training.csv", pd.DataFrame(history))
+    folder = layout.generator(models.name, name, scope)
     write_grid(folder / "samples.png", model.sheet(training), columns=8)
-    card = {
-        "kind": options.kind,
-        "dataset": dataset,
-        "scope": scope,
-        "options": options.model_dump(mode="json"),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "seed": experiment.seed,
-        "scale": experiment.scale,
-        "epochs": len(history),
-        "training": history[-1],
-        "quality": quality.values,
-        "gates": quality.gates(),
-        "version": __version__,
-    }
-    files.write_json(folder / "card.json", card)
-    save_model(folder / "model.safetensors", model)
-    assert training.checkpoint is not None
-    training.checkpoint.remove()
+    write_trained(folder, model, history, {**models.about(options), "scope": scope}, quality)
+    checkpoint.remove()

@@ -149,8 +149,10 @@ def create(experiment: Experiment, name: str, scope: str, device: torch.device) 
     options = experiment.methods[name]
     pairs = experiment.training_scopes(name)[scope]
     task = Task(
-        classifier=classifiers.load(experiment, device),
-        generators=generators.load_for_pair(experiment, options.generators(), pairs[0], device),
+        classifier=classifiers.load(experiment.models, experiment.classifier, device),
+        generators=generators.load_for_pair(
+            experiment.models, options.generators(), pairs[0], device
+        ),
         shape=experiment.dataset.shape,
         pairs=pairs,
         device=device,

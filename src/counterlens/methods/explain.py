@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +27,16 @@ from counterlens.runtime.seeding import image_generators
 PREVIEWED = 12
 
 
+def test_split(experiment: Experiment, classes: Sequence[int]) -> ImageSet:
+    """All test images of some classes, as the explained classifier tells them apart."""
+    models = experiment.models
+    path = layout.prepared(models.dataset.name, "test")
+    return load_split(path, classes, models.attribute_index(experiment.classifier))
+
+
 def test_images(experiment: Experiment, label: int) -> ImageSet:
     """The first test images of a class, as many as are evaluated."""
-    data = load_split(layout.prepared(experiment.dataset.name, "test"), [label])
+    data = test_split(experiment, [label])
     return data.select(torch.arange(min(len(data), experiment.evaluation.images)))
 
 
@@ -49,8 +57,9 @@ def queries(
     if evaluation.queries == "label" and not evaluation.errors:
         data = test_images(experiment, source)
     else:
-        data = load_split(layout.prepared(experiment.dataset.name, "test"), [source, target])
-        answers = pd.read_parquet(layout.classifier(experiment.name) / "predictions.parquet")
+        data = test_split(experiment, [source, target])
+        folder = layout.classifier(experiment.models.name, experiment.classifier)
+        answers = pd.read_parquet(folder / "predictions.parquet")
         as_source = torch.tensor(answers["predicted"].to_numpy())[data.index] == source
         errors = torch.nonzero(as_source & (data.labels == target)).flatten()
         wanted = data.labels == source
@@ -81,7 +90,7 @@ def run(
         experiment.seed, experiment.name, f"explain {name} {target}", data.index.tolist()
     )
     size = experiment.evaluation.batch_size
-    found: list[base.Explanation] = []
+    explanations: list[base.Explanation] = []
     elapsed = 0.0
     starts = range(0, len(data), size)
     for start in progress(starts, len(starts), f"{name} {source} to {target}"):
@@ -98,18 +107,20 @@ def run(
         if device.type == "cuda":
             torch.cuda.synchronize()
         elapsed += time.perf_counter() - began
-        found.append(answer)
+        explanations.append(answer)
 
-    made = [answer.query for answer in found if answer.query is not None]
+    made = [answer.query for answer in explanations if answer.query is not None]
     if made:
         data = dataclasses.replace(data, images=collect(made, data.images))
-    counterfactual = collect([answer.counterfactual for answer in found], data.images)
+    counterfactual = collect([answer.counterfactual for answer in explanations], data.images)
     tensors = {"query": data.images, "counterfactual": counterfactual}
-    for extra in found[0].extras if found else {}:
-        tensors[extra] = torch.cat([answer.extras[extra].float().cpu() for answer in found])
+    for extra in explanations[0].extras if explanations else {}:
+        tensors[extra] = torch.cat([answer.extras[extra].float().cpu() for answer in explanations])
     table = answers(method.task.classifier, data, counterfactual, source, target)
     table["found"] = (
-        torch.cat([answer.found.cpu() for answer in found]).numpy() if found else np.array([], bool)
+        torch.cat([answer.found.cpu() for answer in explanations]).numpy()
+        if explanations
+        else np.array([], bool)
     )
     before = (number - 1) * experiment.evaluation.shard_size
     shown = data.images[: max(0, experiment.evaluation.paths - before)]
@@ -178,11 +189,11 @@ def answers(
         "target": np.full(len(data), target),
     }
     for kind, shown in (("query", data.images), ("counterfactual", counterfactual)):
-        found = classifier.probabilities(shown).numpy()
-        found = found if len(shown) else np.zeros((0, max(source, target) + 1), np.float32)
-        columns[f"predicted_{kind}"] = found.argmax(axis=1)
-        columns[f"source_probability_{kind}"] = found[:, source]
-        columns[f"target_probability_{kind}"] = found[:, target]
+        answers = classifier.probabilities(shown).numpy()
+        answers = answers if len(shown) else np.zeros((0, max(source, target) + 1), np.float32)
+        columns[f"predicted_{kind}"] = answers.argmax(axis=1)
+        columns[f"source_probability_{kind}"] = answers[:, source]
+        columns[f"target_probability_{kind}"] = answers[:, target]
     return pd.DataFrame(columns)
 
 
@@ -202,11 +213,11 @@ def add_path_probabilities(
 ) -> None:
     """List columns with the classifier's answers along the path of the first images."""
     count, steps = path.shape[:2]
-    found = classifier.probabilities(path.flatten(0, 1)).numpy().reshape(count, steps, -1)
+    answers = classifier.probabilities(path.flatten(0, 1)).numpy().reshape(count, steps, -1)
     empty: list[object] = [None] * (len(table) - count)
     for kind, index in (("source", source), ("target", target)):
-        table[f"path_{kind}_probability"] = [*found[:, :, index].tolist(), *empty]
-    table["path_predicted"] = [*found.argmax(axis=2).tolist(), *empty]
+        table[f"path_{kind}_probability"] = [*answers[:, :, index].tolist(), *empty]
+    table["path_predicted"] = [*answers.argmax(axis=2).tolist(), *empty]
 
 
 def describe(experiment: Experiment, name: str, source: int, target: int) -> dict[str, str]:
@@ -268,7 +279,7 @@ def gather(experiment: Experiment, name: str, source: int, target: int, of: int)
 def original_data(experiment: Experiment, source: int, target: int, device: torch.device) -> None:
     """The reference row of the tables: real test images of the target class, unpaired."""
     data = test_images(experiment, target)
-    classifier = classifiers.load(experiment, device)
+    classifier = classifiers.load(experiment.models, experiment.classifier, device)
     table = answers(classifier, data, data.images, source, target)
     table = table.drop(columns=[name for name in table if str(name).endswith("_query")])
     table["found"] = True

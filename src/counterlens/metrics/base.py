@@ -188,7 +188,8 @@ class MetricContext:
         reference: training images of a class, (N, C, H, W) uint8.
         device: where the networks are.
         batch_size: images per forward pass.
-        class_names: of the dataset, by label.
+        class_names: by label.
+        attribute: index of the dataset's attribute that is the label; None where its classes are.
         cache: folder for features kept between jobs; None keeps nothing.
     """
 
@@ -198,6 +199,7 @@ class MetricContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch_size: int = 2048
     class_names: tuple[str, ...] = ()
+    attribute: int | None = None
     cache: Path | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, repr=False)
 

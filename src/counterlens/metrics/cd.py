@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from counterlens.config import Column, MetricOptions
+from counterlens.errors import UserError
 from counterlens.metrics.base import (
     CounterfactualSet,
     Metric,
@@ -68,7 +69,11 @@ class Cd(Metric):
 
         Raises:
             NotAvailable: nothing has flipped.
+            UserError: the classes do not differ in one of the dataset's attributes.
         """
+        asked = self.context.attribute
+        if asked is None:
+            raise UserError("metric cd: needs a classifier of one of the dataset's attributes")
         oracle = self.context.oracle(self.options.attributes)
         changes = []
         for cf in sets:
@@ -78,5 +83,5 @@ class Cd(Metric):
                 changes.append(oracle.answers(quantise(seen.counterfactual)).int() - before.int())
         if not changes:
             raise NotAvailable("no counterfactual reaches its target class")
-        asked, expected = oracle.asked, oracle.correlations[oracle.asked]
+        expected = oracle.correlations[asked]
         return {"cd_oracle": correlation_difference(torch.cat(changes), asked, expected)}

@@ -37,18 +37,19 @@ def context_of(
     experiment: Experiment, metrics: Iterable[MetricOptions], device: torch.device
 ) -> MetricContext:
     """What some of an experiment's metrics need, loaded."""
-    dataset = experiment.dataset.name
+    models = experiment.models
+    train_file = layout.prepared(models.dataset.name, "train")
+    attribute = models.attribute_index(experiment.classifier)
     return MetricContext(
-        classifier=classifiers.load(experiment, device),
+        classifier=classifiers.load(models, experiment.classifier, device),
         oracles={
-            name: oracles.load(experiment, name, device)
+            name: oracles.load(models, name, device)
             for name in sorted({name for metric in metrics for name in metric.oracles()})
         },
-        reference=lambda label: quantise(
-            load_split(layout.prepared(dataset, "train"), [label]).images
-        ),
+        reference=lambda label: quantise(load_split(train_file, [label], attribute).images),
         device=device,
-        class_names=experiment.dataset.classes,
+        class_names=experiment.classes,
+        attribute=attribute,
         cache=FEATURES,
     )
 

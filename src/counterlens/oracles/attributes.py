@@ -28,7 +28,6 @@ from counterlens.runtime.training import (
     Losses,
     batches,
     load_model,
-    save_model,
     step_decay,
     train,
 )
@@ -68,34 +67,18 @@ class AttributeNetwork(nn.Module):
 
 
 class Attributes(TrainedOracle):
-    """Answers for 8-bit images; `asked` is the attribute that the classes differ in."""
+    """Answers for 8-bit images."""
 
     model: AttributeNetwork | None = None
 
     def _build(self) -> AttributeNetwork:
-        dataset = self.experiment.dataset
+        dataset = self.models.dataset
         if not dataset.attributes:
             raise UserError(
                 f"oracle {self.name}: the dataset '{dataset.name}' names no attributes; remove "
                 "the oracle and the metrics that use it"
             )
         return AttributeNetwork(self.options, dataset.shape, len(dataset.attributes))
-
-    @property
-    def asked(self) -> int:
-        """Index of the attribute that the classes of the dataset differ in.
-
-        Raises:
-            UserError: they differ in none.
-        """
-        dataset = self.experiment.dataset
-        name = getattr(dataset, "attribute", None)
-        if name not in dataset.attributes:
-            raise UserError(
-                f"oracle {self.name}: the classes of '{dataset.name}' are not one attribute; CD "
-                "needs a dataset with an `attribute`"
-            )
-        return dataset.attributes.index(name)
 
     @property
     def correlations(self) -> Tensor:
@@ -117,8 +100,8 @@ class Attributes(TrainedOracle):
         self.model = model = self._build()
         assert train_set.attributes is not None and test_set.attributes is not None
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.corrcoef(train_set.attributes.double().numpy().T)
-        model.correlations.copy_(torch.from_numpy(np.nan_to_num(found)))
+            correlations = np.corrcoef(train_set.attributes.double().numpy().T)
+        model.correlations.copy_(torch.from_numpy(np.nan_to_num(correlations)))
         place(model, device).train()
         images, wanted = train_set.images.to(device), train_set.attributes.to(device)
         optimizer = torch.optim.AdamW(
@@ -149,13 +132,13 @@ class Attributes(TrainedOracle):
         model.eval()
         right = self.answers((test_set.images * 255).round().byte()) == test_set.attributes.bool()
         accuracy = right.double().mean(dim=0).tolist()
-        names = self.experiment.dataset.attributes
+        names = self.models.dataset.attributes
         card = {
             "test_images": len(test_set),
             "test_accuracy": float(np.mean(accuracy)),
             "test_accuracy_per_attribute": dict(zip(names, accuracy, strict=True)),
         }
-        return Fitted(history, card)
+        return Fitted(model, history, card)
 
     def answers(self, images: Tensor, batch_size: int = 512) -> Tensor:
         """Which attributes images have: (N, C, H, W) uint8 to bool (N, A) on the CPU."""
@@ -163,11 +146,6 @@ class Attributes(TrainedOracle):
             raise ValueError("the attribute model is neither trained nor loaded")
         device = next(self.model.parameters()).device
         return answers_to_8_bit_images(self.model, images, device, batch_size) > 0
-
-    def save(self) -> None:
-        if self.model is None:
-            raise ValueError("the attribute model is not trained")
-        save_model(self.model_file, self.model)
 
     def load(self, device: torch.device) -> None:
         self.model = self._build()

@@ -1,4 +1,4 @@
-"""Auto-encoders for IM1 and IM2: one per class of the experiment's pairs and one for all classes.
+"""Auto-encoders for IM1 and IM2: one per class and one for all classes.
 
 Van Looveren and Klaise 2021 (arXiv:1907.02584, §4.2) define the metrics on them. C3LT names no
 architecture. `fc64`, a bottleneck of 64 numbers, is the one whose values on real images match
@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.config import OracleOptions
+from counterlens.config import Models, OracleOptions
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
 from counterlens.oracles.base import Fitted, TrainedOracle
@@ -26,7 +26,6 @@ from counterlens.runtime.training import (
     Losses,
     batches,
     load_model,
-    save_model,
     train,
 )
 
@@ -34,8 +33,12 @@ ALL = "all"
 
 
 class Options(OracleOptions):
-    """Adam on the squared error; `all_epochs` defaults to 15 for `fc64` and 4 for `vl`."""
+    """Adam on the squared error; `all_epochs` defaults to 15 for `fc64` and 4 for `vl`.
 
+    `classes`: the labels that have an auto-encoder of their own; all by default.
+    """
+
+    classes: tuple[int, ...] | None = None
     family: Literal["fc64", "vl"] = "fc64"
     class_epochs: int = Field(default=30, gt=0)
     all_epochs: int | None = Field(default=None, gt=0)
@@ -89,29 +92,30 @@ def vl_all(channels: int) -> nn.Sequential:
 
 
 class Autoencoders(TrainedOracle):
-    """Reconstructions in [-1, 1] by the auto-encoder of a class or of all classes."""
+    """Reconstructions in [-1, 1] by the auto-encoder of a class or of all classes.
 
-    def __init__(self, options: Options, experiment: object, name: str) -> None:
-        super().__init__(options, experiment, name)  # type: ignore[arg-type]
-        shape = self.experiment.dataset.shape
+    All auto-encoders lie in one file, with the keys `all.…` and `<class>.…`.
+    """
+
+    def __init__(self, options: Options, models: Models, name: str) -> None:
+        super().__init__(options, models, name)
+        shape = models.dataset.shape
         if options.family == "vl" and (shape[1] % 4 or shape[2] % 4):
             raise UserError(
                 f"oracle {name}: family 'vl' needs a height and width divisible by 4, "
-                f"{self.experiment.dataset.name} has {shape[1]}x{shape[2]}; use 'fc64'"
+                f"{models.dataset.name} has {shape[1]}x{shape[2]}; use 'fc64'"
             )
-        self.classes = sorted({label for pair in self.experiment.pairs for label in pair})
+        chosen = options.classifier
+        names = models.dataset.classes if chosen is None else models.class_names(chosen)
+        self.classes = options.classes or tuple(range(len(names)))
         keys = [ALL, *map(str, self.classes)]
-        self.models = nn.ModuleDict({key: self._network(key) for key in keys})
+        self.networks = nn.ModuleDict({key: self._network(key) for key in keys})
 
     def _network(self, key: str) -> nn.Sequential:
-        shape = self.experiment.dataset.shape
+        shape = self.models.dataset.shape
         if self.options.family == "fc64":
             return fc64(shape)
         return vl_all(shape[0]) if key == ALL else vl_class(shape[0])
-
-    def settings(self) -> dict[str, object]:
-        """The options and the classes of the experiment's pairs."""
-        return {**super().settings(), "classes": self.classes}
 
     def fit(
         self,
@@ -123,7 +127,7 @@ class Autoencoders(TrainedOracle):
     ) -> Fitted:
         """One epoch of every auto-encoder at a time; a class's own sees that class only."""
         options: Options = self.options
-        epochs = dict.fromkeys(self.models, options.class_epochs)
+        epochs = dict.fromkeys(self.networks, options.class_epochs)
         epochs[ALL] = options.epochs_of_all()
         signed = (2 * train_set.images - 1).to(device)
         chosen = {
@@ -132,22 +136,22 @@ class Autoencoders(TrainedOracle):
                 if key == ALL
                 else (train_set.labels == int(key)).nonzero().squeeze(1)
             )
-            for key in self.models
+            for key in self.networks
         }
         for key, index in chosen.items():
             if not len(index):
                 raise UserError(f"oracle {self.name}: no training image of class {key}")
             # each starts from its own seed, so that another pair changes none of the others
             torch.manual_seed(derive_seed(seed, key))
-            self.models[key] = self._network(key)
-        self.models.to(device).train()
+            self.networks[key] = self._network(key)
+        self.networks.to(device).train()
         optimizers = {
             key: torch.optim.Adam(model.parameters(), lr=options.lr)
-            for key, model in self.models.items()
+            for key, model in self.networks.items()
         }
 
         def one_epoch(key: str, epoch: int) -> Tensor:
-            model, optimizer, index = self.models[key], optimizers[key], chosen[key]
+            model, optimizer, index = self.networks[key], optimizers[key], chosen[key]
             losses = []
             for batch in batches(len(index), options.batch_size, derive_seed(seed, key, epoch)):
                 x = signed[index[batch].to(device)]
@@ -159,20 +163,20 @@ class Autoencoders(TrainedOracle):
             return torch.stack(losses).mean()
 
         def epoch_losses(epoch: int) -> Iterator[Losses]:
-            yield {key: one_epoch(key, epoch) for key in self.models if epoch < epochs[key]}
+            yield {key: one_epoch(key, epoch) for key in self.networks if epoch < epochs[key]}
 
         parts = {
-            "models": self.models,
+            "models": self.networks,
             **{f"optimizer {key}": optimizer for key, optimizer in optimizers.items()},
         }
         history = train(self.name, max(epochs.values()), epoch_losses, parts, checkpoint)
-        self.models.eval()  # not frozen yet: a frozen network is not for saving
-        return Fitted(history, {"reconstruction_mse": self._errors(test_set)})
+        self.networks.eval()  # not frozen yet: a frozen network is not for saving
+        return Fitted(self.networks, history, {"reconstruction_mse": self._errors(test_set)})
 
     def _errors(self, test_set: ImageSet) -> dict[str, float]:
         """Mean squared error in [-1, 1] on the test images that each auto-encoder is for."""
         errors = {}
-        for key in self.models:
+        for key in self.networks:
             label = None if key == ALL else int(key)
             images = test_set.images if label is None else test_set.images[test_set.labels == label]
             if len(images):
@@ -190,23 +194,19 @@ class Autoencoders(TrainedOracle):
             batch_size: images per forward pass.
 
         Raises:
-            UserError: the class is in none of the experiment's pairs.
+            UserError: the class has no auto-encoder.
         """
         key = ALL if label is None else str(label)
-        if key not in self.models:
+        if key not in self.networks:
             raise UserError(
                 f"oracle {self.name}: has no auto-encoder of class {label}, only of "
-                f"{', '.join(map(str, self.classes))}; name the class in `pairs`"
+                f"{', '.join(map(str, self.classes))}; name the class under `classes`"
             )
-        model = self.models[key]
+        model = self.networks[key]
         device = next(model.parameters()).device
-        found = [model(2 * part.to(device) - 1).cpu() for part in images.split(batch_size)]
-        return torch.cat(found)
-
-    def save(self) -> None:
-        """All auto-encoders in one file, keys `all.…` and `<class>.…`."""
-        save_model(self.model_file, self.models)
+        made = [model(2 * part.to(device) - 1).cpu() for part in images.split(batch_size)]
+        return torch.cat(made)
 
     def load(self, device: torch.device) -> None:
-        load_model(self.model_file, self.models)
-        freeze(self.models, device)
+        load_model(self.model_file, self.networks)
+        freeze(self.networks, device)

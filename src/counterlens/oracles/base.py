@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from counterlens import layout, plugins
-from counterlens.config import Experiment
+from counterlens.config import Models
 from counterlens.data.base import ImageSet
 from counterlens.runtime.training import Checkpoint, History
 
@@ -21,8 +21,9 @@ __all__ = ["Fitted", "Oracle", "TrainedOracle", "answers_to_8_bit_images", "crea
 
 @dataclass(frozen=True)
 class Fitted:
-    """What training an oracle gives: rows of `training.csv` and its own part of `card.json`."""
+    """What training an oracle gives: its networks, the curve, and its own part of `card.json`."""
 
+    module: nn.Module
     history: History
     card: dict[str, Any] = field(default_factory=dict)
 
@@ -31,14 +32,14 @@ class Oracle(ABC):
     """An independent judge; metrics use it, methods never do.
 
     Args:
-        options: the oracle's section of the experiment.
-        experiment: which it belongs to.
+        options: those of the oracle.
+        models: which it belongs to.
         name: its id there.
     """
 
-    def __init__(self, options: Any, experiment: Experiment, name: str) -> None:
+    def __init__(self, options: Any, models: Models, name: str) -> None:
         self.options = options
-        self.experiment = experiment
+        self.models = models
         self.name = name
 
     @abstractmethod
@@ -51,16 +52,12 @@ class Oracle(ABC):
 
 
 class TrainedOracle(Oracle):
-    """An oracle that the experiment trains itself, into one `model.safetensors`."""
-
-    def settings(self) -> dict[str, Any]:
-        """All of the configuration that shapes the result, as plain JSON values."""
-        return self.experiment.settings("oracles", self.name)
+    """An oracle that is trained here, into one `model.safetensors`."""
 
     @property
     def model_file(self) -> Path:
         """Where the trained networks lie."""
-        return layout.oracle(self.experiment.name, self.name) / "model.safetensors"
+        return layout.oracle(self.models.name, self.name) / "model.safetensors"
 
     @abstractmethod
     def fit(
@@ -72,10 +69,6 @@ class TrainedOracle(Oracle):
         checkpoint: Checkpoint | None,
     ) -> Fitted:
         """Train on the train split, of all classes; `test_set` is only for the card."""
-
-    @abstractmethod
-    def save(self) -> None:
-        """Write `model_file`."""
 
 
 @torch.inference_mode()
@@ -89,20 +82,20 @@ def answers_to_8_bit_images(
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, not {images.dtype}")
-    found = [
+    answers = [
         network((part.to(device).float() / 255).contiguous(memory_format=torch.channels_last)).cpu()
         for part in images.split(batch_size)
     ]
-    return torch.cat(found)
+    return torch.cat(answers)
 
 
-def create(experiment: Experiment, name: str) -> Oracle:
-    """The experiment's oracle, neither trained nor loaded."""
-    return plugins.create("oracles", experiment.oracles[name], Oracle, experiment, name)
+def create(models: Models, name: str) -> Oracle:
+    """One of the oracles, neither trained nor loaded."""
+    return plugins.create("oracles", models.oracles[name], Oracle, models, name)
 
 
-def load(experiment: Experiment, name: str, device: torch.device) -> Oracle:
-    """The experiment's oracle, ready and frozen."""
-    oracle = create(experiment, name)
+def load(models: Models, name: str, device: torch.device) -> Oracle:
+    """One of the oracles, ready and frozen."""
+    oracle = create(models, name)
     oracle.load(device)
     return oracle

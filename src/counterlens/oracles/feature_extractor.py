@@ -1,6 +1,6 @@
 """In-domain features for FID-oracle, KID-oracle and LPIPS-oracle: an independent classifier.
 
-Same architecture and recipe as the explained classifier, another seed; features are its
+Same architecture and recipe as a classifier that is explained, another seed; features are its
 penultimate layer after ReLU. The explained classifier itself would reward adversarial images.
 """
 
@@ -20,11 +20,13 @@ from counterlens.data.base import ImageSet
 from counterlens.oracles.base import Fitted, TrainedOracle, answers_to_8_bit_images
 from counterlens.runtime import files
 from counterlens.runtime.device import freeze
-from counterlens.runtime.training import Checkpoint, load_model, save_model
+from counterlens.runtime.training import Checkpoint, load_model
 
 
 class Options(OracleOptions):
-    """Trained as the experiment's classifier is; `epochs` replaces its number of epochs."""
+    """Trained as the named classifier is; `epochs` replaces its number of epochs."""
+
+    uses_classifier: ClassVar[bool] = True
 
     epochs: int | None = Field(default=None, gt=0)
 
@@ -39,10 +41,6 @@ class FeatureExtractor(TrainedOracle):
     fingerprint: str = ""
     model: classifiers.Classifier | None = None
 
-    def settings(self) -> dict[str, object]:
-        """The options and those of the classifier whose recipe is used."""
-        return {**super().settings(), "classifier": self.experiment.settings("classifier")}
-
     def fit(
         self,
         train_set: ImageSet,
@@ -53,8 +51,8 @@ class FeatureExtractor(TrainedOracle):
     ) -> Fitted:
         """Train the second classifier; the card tells its test accuracy."""
         torch.manual_seed(seed)
-        self.model = classifiers.create(self.experiment)
-        options = self.experiment.classifier
+        self.model = classifiers.create(self.models, self.options.classifier)
+        options = self.models.classifiers[self.options.classifier]
         if self.options.epochs is not None:
             options = options.model_copy(update={"epochs": self.options.epochs})
         history = training.fit(
@@ -63,7 +61,9 @@ class FeatureExtractor(TrainedOracle):
         self.model.eval()  # not frozen yet: a frozen network is not for saving
         predicted = self.model.probabilities(test_set.images).argmax(1)
         accuracy = (predicted == test_set.labels).double().mean().item()
-        return Fitted(history, {"test_accuracy": accuracy, "test_images": len(test_set)})
+        return Fitted(
+            self.model, history, {"test_accuracy": accuracy, "test_images": len(test_set)}
+        )
 
     def features(self, images: Tensor, batch_size: int = 1024) -> Tensor:
         """(N, C, H, W) uint8 to (N, D) float32 on the CPU."""
@@ -91,7 +91,7 @@ class FeatureExtractor(TrainedOracle):
         if self.model is None:
             raise ValueError("the feature extractor is neither trained nor loaded")
         device = next(self.model.parameters()).device
-        found = []
+        distances = []
         for pair in zip(first.split(batch_size), second.split(batch_size), strict=True):
             maps = [
                 self.model.maps(part.to(device, memory_format=torch.channels_last)) for part in pair
@@ -100,16 +100,12 @@ class FeatureExtractor(TrainedOracle):
             for one, other in zip(*maps, strict=True):
                 difference = functional.normalize(one, dim=1) - functional.normalize(other, dim=1)
                 distance += difference.square().sum(dim=1).mean(dim=(1, 2))
-            found.append(distance.cpu())
-        return torch.cat(found)
-
-    def save(self) -> None:
-        if self.model is None:
-            raise ValueError("the feature extractor is not trained")
-        save_model(self.model_file, self.model)
+            distances.append(distance.cpu())
+        return torch.cat(distances)
 
     def load(self, device: torch.device) -> None:
-        self.model = classifiers.create(self.experiment)
+        self.model = classifiers.create(self.models, self.options.classifier)
         load_model(self.model_file, self.model)
         freeze(self.model, device)
-        self.fingerprint = f"{self.experiment.classifier.kind} {files.sha256(self.model_file)}"
+        recipe = self.models.classifiers[self.options.classifier]
+        self.fingerprint = f"{recipe.kind} {files.sha256(self.model_file)}"

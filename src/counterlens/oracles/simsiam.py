@@ -28,7 +28,6 @@ from counterlens.runtime.training import (
     batches,
     cosine_decay,
     load_model,
-    save_model,
     train,
 )
 
@@ -134,7 +133,7 @@ class SimSiam(TrainedOracle):
         """Negative cosine of prediction and stopped projection, both ways round (Eq. 2)."""
         options = self.options
         torch.manual_seed(seed)
-        self.model = model = Siamese(options, self.experiment.dataset.shape)
+        self.model = model = Siamese(options, self.models.dataset.shape)
         place(model, device).train()
         images = train_set.images.to(device)
         optimizer = torch.optim.SGD(
@@ -177,7 +176,7 @@ class SimSiam(TrainedOracle):
         quality = Quality(
             {"output_deviation": deviation}, at_least={"output_deviation": options.least_deviation}
         )
-        return Fitted(history, {"quality": quality.values, "gates": quality.gates()})
+        return Fitted(model, history, {"quality": quality.values, "gates": quality.gates()})
 
     def features(self, images: Tensor, batch_size: int = 512) -> Tensor:
         """(N, C, H, W) uint8 to projections (N, dim) float32 on the CPU."""
@@ -186,13 +185,8 @@ class SimSiam(TrainedOracle):
         device = next(self.model.parameters()).device
         return answers_to_8_bit_images(self.model, images, device, batch_size)
 
-    def save(self) -> None:
-        if self.model is None:
-            raise ValueError("the encoder is not trained")
-        save_model(self.model_file, self.model)
-
     def load(self, device: torch.device) -> None:
-        self.model = Siamese(self.options, self.experiment.dataset.shape)
+        self.model = Siamese(self.options, self.models.dataset.shape)
         load_model(self.model_file, self.model)
         freeze(self.model, device)
         self.fingerprint = files.sha256(self.model_file)

@@ -1,60 +1,38 @@
-"""Stage `oracles`: train one oracle and write its files."""
+"""Stage `oracle`: train one oracle and write its files."""
 
 from __future__ import annotations
 
-import pandas as pd
 import torch
 
-from counterlens import __version__, layout
-from counterlens.config import Experiment
+from counterlens import layout
+from counterlens.config import Models
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.oracles.base import TrainedOracle, create
-from counterlens.runtime import files
 from counterlens.runtime.seeding import derive_seed
-from counterlens.runtime.training import Checkpoint
+from counterlens.runtime.training import Checkpoint, write_trained
 
 __all__ = ["run"]
 
 
-def run(experiment: Experiment, name: str, device: torch.device) -> None:
+def run(models: Models, name: str, device: torch.device) -> None:
     """Train the oracle `name` and write model, card and training curve.
 
     Raises:
         UserError: the oracle is a named weight.
     """
-    oracle = create(experiment, name)
+    oracle = create(models, name)
     if not isinstance(oracle, TrainedOracle):
         raise UserError(
             f"oracle {name}: kind '{oracle.options.kind}' is a pretrained network, there is "
             "nothing to train"
         )
-    dataset = experiment.dataset.name
-    checkpoint = Checkpoint(
-        oracle.settings(), [layout.prepared(dataset, split) for split in ("train", "test")]
-    )
-    seed = derive_seed(experiment.seed, experiment.name, "oracles", name)
-    fitted = oracle.fit(
-        load_split(layout.prepared(dataset, "train")),
-        load_split(layout.prepared(dataset, "test")),
-        seed,
-        device,
-        checkpoint,
-    )
-    target = layout.oracle(experiment.name, name)
-    files.write_csv(target / "training.csv", pd.DataFrame(fitted.history))
-    files.write_json(
-        target / "card.json",
-        {
-            "kind": oracle.options.kind,
-            "dataset": dataset,
-            "options": oracle.options.model_dump(mode="json"),
-            "seed": experiment.seed,
-            "scale": experiment.scale,
-            "epochs": len(fitted.history),
-            "version": __version__,
-            **fitted.card,
-        },
-    )
-    oracle.save()
+    sources = [layout.prepared(models.dataset.name, split) for split in ("train", "test")]
+    checkpoint = Checkpoint(models.settings("oracles", name), sources)
+    attribute = models.attribute_index(oracle.options.classifier)
+    train_set, test_set = (load_split(source, attribute=attribute) for source in sources)
+    seed = derive_seed(models.seed, "oracles", name)
+    fitted = oracle.fit(train_set, test_set, seed, device, checkpoint)
+    about = {**models.about(oracle.options), **fitted.card}
+    write_trained(layout.oracle(models.name, name), fitted.module, fitted.history, about)
     checkpoint.remove()

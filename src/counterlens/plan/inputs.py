@@ -9,7 +9,6 @@ from pathlib import Path
 
 from counterlens import layout
 from counterlens.config import (
-    ALL_CLASSES,
     ORIGINAL_DATA,
     Column,
     Experiment,
@@ -104,23 +103,22 @@ def trainings(
         for pair in (pair for pair in experiment.method_pairs(method) if pair in chosen):
             if options.trainable:
                 trained[experiment.training_of(method, pair)] = None
-            for name in experiment.required_generators(options.generators()):
-                per_pair = experiment.generators[name].per_pair
-                generators[name, pair_name(pair) if per_pair else ALL_CLASSES] = None
+            for name in experiment.models.required_generators(options.generators()):
+                generators[name, experiment.models.scope(name, pair)] = None
     return list(generators), list(trained)
 
 
-def cards(
+def model_folders(
     experiment: Experiment,
     generators: Iterable[tuple[str, str]] | None = None,
     methods: Iterable[tuple[str, str]] | None = None,
 ) -> list[Path]:
-    """The cards (quality gates) of the classifier, oracles, generators and trained methods.
+    """Where the explained classifier, the oracles, generators and trained methods lie.
 
     Args:
         generators, methods: those that are wanted, as (id, scope); all by default.
     """
-    name = experiment.name
+    models = experiment.models.name
     if generators is None:
         generators = [(g, s) for g in experiment.generators for s in experiment.scopes(g)]
     if methods is None:
@@ -130,11 +128,22 @@ def cards(
             for scope in experiment.training_scopes(method)
         ]
     return [
-        layout.classifier(name) / "card.json",
-        *(layout.oracle(name, oracle) / "card.json" for oracle in trained_oracles(experiment)),
-        *(layout.generator(name, *training) / "card.json" for training in generators),
-        *(layout.method(name, *training) / "card.json" for training in methods),
+        layout.classifier(models, experiment.classifier),
+        *(layout.oracle(models, oracle) for oracle in trained_oracles(experiment)),
+        *(layout.generator(models, *training) for training in generators),
+        *(layout.method(experiment.name, *training) for training in methods),
     ]
+
+
+def model_name(folder: Path) -> str:
+    """A model by its folder, for people: `generators/dcgan/all-classes`."""
+    own = folder.is_relative_to(layout.MODELS)
+    return "/".join(folder.relative_to(layout.RESULTS).parts[2 if own else 1 :])
+
+
+def cards(experiment: Experiment) -> list[Path]:
+    """The cards (quality gates) of all of an experiment's models."""
+    return [folder / "card.json" for folder in model_folders(experiment)]
 
 
 def table_cards(view: TableView) -> list[Path]:
@@ -142,7 +151,8 @@ def table_cards(view: TableView) -> list[Path]:
     experiment = view.experiment
     directions = dict.fromkeys(d for method in view.methods for d in view.directions(method))
     pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
-    return cards(experiment, *trainings(experiment, view.methods, pairs))
+    folders = model_folders(experiment, *trainings(experiment, view.methods, pairs))
+    return [folder / "card.json" for folder in folders]
 
 
 def metric_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
@@ -245,7 +255,14 @@ def found_files(experiment: Experiment) -> list[Path]:
 
 def embeddings(experiment: Experiment) -> Path:
     """The classifier's features of the test images."""
-    return layout.classifier(experiment.name) / "embeddings.safetensors"
+    folder = layout.classifier(experiment.models.name, experiment.classifier)
+    return folder / "embeddings.safetensors"
+
+
+def predictions(experiment: Experiment) -> Path:
+    """The classifier's answers to the test images."""
+    folder = layout.classifier(experiment.models.name, experiment.classifier)
+    return folder / "predictions.parquet"
 
 
 def dataset_card(experiment: Experiment) -> Path:
@@ -255,10 +272,9 @@ def dataset_card(experiment: Experiment) -> Path:
 
 def report_inputs(experiment: Experiment) -> list[Path]:
     """Everything an experiment's HTML report shows."""
-    name = experiment.name
     paths = [
         dataset_card(experiment),
-        layout.classifier(name) / "predictions.parquet",
+        predictions(experiment),
         *cards(experiment),
         *curve_files(experiment),
         *sample_sheets(experiment),
@@ -272,28 +288,14 @@ def report_inputs(experiment: Experiment) -> list[Path]:
 
 
 def curve_files(experiment: Experiment) -> list[Path]:
-    """Every `training.csv` of an experiment."""
-    name = experiment.name
-    return [
-        layout.classifier(name) / "training.csv",
-        *(layout.oracle(name, oracle) / "training.csv" for oracle in trained_oracles(experiment)),
-        *(
-            layout.generator(name, generator, scope) / "training.csv"
-            for generator in experiment.generators
-            for scope in experiment.scopes(generator)
-        ),
-        *(
-            layout.method(name, method, scope) / "training.csv"
-            for method in experiment.trained_methods()
-            for scope in experiment.training_scopes(method)
-        ),
-    ]
+    """Every `training.csv` of an experiment's models."""
+    return [folder / "training.csv" for folder in model_folders(experiment)]
 
 
 def sample_sheets(experiment: Experiment) -> list[Path]:
     """The sample sheet of every trained generator."""
     return [
-        layout.generator(experiment.name, generator, scope) / "samples.png"
+        layout.generator(experiment.models.name, generator, scope) / "samples.png"
         for generator in experiment.generators
         for scope in experiment.scopes(generator)
     ]
@@ -318,7 +320,7 @@ def training_times(experiment: Experiment, method: str, directions: Iterable[Pai
     pairs = {experiment.pair_of(*direction) for direction in directions}
     trained = {experiment.training_of(method, pair) for pair in pairs}
     return [
-        layout.training_time(experiment.name, "methods", name, scope)
+        layout.method_time(experiment.name, name, scope)
         for name, scope in sorted(trained)
         if experiment.methods[method].trainable
     ]
@@ -326,14 +328,11 @@ def training_times(experiment: Experiment, method: str, directions: Iterable[Pai
 
 def generator_times(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:
     """How long the trainings took of all generators that a method needs on some directions."""
-    needed = experiment.required_generators(experiment.methods[method].generators())
-    pairs = {pair_name(experiment.pair_of(*direction)) for direction in directions}
-    return [
-        layout.training_time(experiment.name, "generators", name, scope)
-        for name in needed
-        for scope in experiment.scopes(name)
-        if scope in pairs or not experiment.generators[name].per_pair
-    ]
+    models = experiment.models
+    needed = models.required_generators(experiment.methods[method].generators())
+    pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
+    trained = dict.fromkeys((name, models.scope(name, pair)) for name in needed for pair in pairs)
+    return [layout.generator_time(models.name, name, scope) for name, scope in trained]
 
 
 def cost_inputs(

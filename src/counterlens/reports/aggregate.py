@@ -244,7 +244,7 @@ def best(cells: Mapping[str, Cell], column: Column) -> frozenset[str]:
 
 def direction_name(experiment: Experiment, direction: Pair, arrow: str = "→") -> str:
     """`4→9`, with the names of the classes."""
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     return f"{classes[direction[0]]}{arrow}{classes[direction[1]]}"
 
 
@@ -263,8 +263,8 @@ class Gate:
     passed: bool
 
 
-def gates(experiment: Experiment, cards: Iterable[Path]) -> list[Gate]:
-    """Every quality gate on the cards of some of an experiment's models, in their order.
+def gates(cards: Iterable[Path]) -> list[Gate]:
+    """Every quality gate on the cards of some models, in their order.
 
     Raises:
         UserError: a card is missing.
@@ -272,7 +272,7 @@ def gates(experiment: Experiment, cards: Iterable[Path]) -> list[Gate]:
     found = []
     for path in cards:
         card = files.read_json(path)
-        model = path.parent.relative_to(layout.RESULTS / experiment.name).as_posix()
+        model = inputs.model_name(path.parent)
         for name, gate in sorted(card.get("gates", {}).items()):
             found.append(
                 Gate(

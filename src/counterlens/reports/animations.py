@@ -256,7 +256,7 @@ def run(experiment: Experiment, method: str, pair: Pair) -> None:
     `additional_samples`.
     """
     folder = layout.animations(experiment.name, method, experiment.dataset.name, pair_name(pair))
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     folder.mkdir(parents=True, exist_ok=True)
     for direction in experiment.pair_directions(pair):
         source, target = direction

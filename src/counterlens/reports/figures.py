@@ -67,7 +67,7 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
     asked = [getattr(m, "steps", None) for m in experiment.metrics if m.kind == "cout"]
     if "curve_target" not in curves or not asked or asked[0] is None:
         raise UserError(f"{stem}.parquet: has no COUT curves; add the metric 'cout' and rerun")
-    names = experiment.dataset.classes
+    names = experiment.classes
     rows = _pick(table, direction[1], figure.images)
     drawing = canvas(9, 3.6 * len(rows))
     parts = drawing.subfigures(len(rows), 1, squeeze=False)[:, 0]
@@ -127,7 +127,7 @@ def draw_latent_change(figure: Figure, experiment: Experiment) -> Canvas:
     drawn["cmeans"].set(color=INK, linewidth=1.5)
     for place, value in enumerate(values, start=1):
         axes.text(place, value.max(), f"mean {value.mean():.3f}", ha="center", va="bottom", size=8)
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     pairs = [tuple(int(index) for index in pair.split("-")) for pair in changes]
     axes.set_xticks(
         np.arange(1, len(values) + 1), [f"{classes[a]}, {classes[b]}" for a, b in pairs]
@@ -168,7 +168,7 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
 def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
     """Queries and every method's counterfactual: a column per query, a row per method."""
     columns: list[tuple[str, list[np.ndarray], list[str]]] = []
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     for direction in figure.directions:
         sets = {method: load_set(experiment, method, direction) for method in figure.methods}
         shared = set.intersection(*(set(table["image"].tolist()) for _, table in sets.values()))
@@ -272,7 +272,7 @@ def draw_tsne(figure: Figure, experiment: Experiment) -> Canvas:
     import matplotlib
 
     colors = matplotlib.colormaps["tab10"]
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     for label, name in enumerate(classes):
         mine = labels == label
         axes.scatter(*points[mine].T, s=5, color=colors(label % 10), alpha=0.35, label=name, lw=0)
@@ -300,7 +300,7 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
 
     Below the counterfactual: what the classifier answers and how sure of the target class it is.
     """
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     rows: list[list[tuple[str, str, np.ndarray]]] = []
     for direction in figure.directions:
         sets = {method: load_set(experiment, method, direction) for method in figure.methods}

@@ -142,7 +142,7 @@ def gallery(
     Returns:
         The directions for the template, the paths for the script, the pictures of both.
     """
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     pictures, directions = Pictures(), []
     pending: dict[str, tuple[_Set, int]] = {}
     for direction in experiment.directions(ORIGINAL_DATA):

@@ -116,11 +116,10 @@ def curves(experiment: Experiment) -> list[dict[str, Any]]:
 
     Models of one name that were trained on several pairs share their charts.
     """
-    root = layout.RESULTS / experiment.name
     models: dict[str, dict[str, pd.DataFrame]] = {}
     for path in inputs.curve_files(experiment):
-        parts = path.parent.relative_to(root).parts
-        name, scope = ("/".join(parts[:2]), parts[2]) if len(parts) == 3 else ("/".join(parts), "")
+        section, kind, *scopes = inputs.model_name(path.parent).split("/")
+        name, scope = f"{section}/{kind}", "".join(scopes)
         models.setdefault(name, {})[scope] = pd.read_csv(path)
     shown = []
     for name, scopes in models.items():
@@ -184,9 +183,8 @@ def _chart(column: str, scopes: dict[str, pd.DataFrame]) -> dict[str, Any] | Non
 def sheets(experiment: Experiment) -> list[dict[str, str]]:
     """The sample sheets of the generators."""
     found = []
-    root = layout.RESULTS / experiment.name / "generators"
     for path in inputs.sample_sheets(experiment):
-        name, scope = path.parent.relative_to(root).parts
+        _, name, scope = inputs.model_name(path.parent).split("/")
         with Image.open(path) as opened:
             picture = opened.convert("RGB") if opened.mode not in ("L", "RGB") else opened.copy()
         if picture.width > SHEET_WIDTH:
@@ -298,10 +296,10 @@ def render(
     if pictures.bytes > IMAGE_BUDGET:
         count = max(1, count * IMAGE_BUDGET // pictures.bytes)
         directions, data, pictures = gallery(experiment, count)
-    predictions = pd.read_parquet(layout.classifier(experiment.name) / "predictions.parquet")
+    predictions = pd.read_parquet(inputs.predictions(experiment))
     correct = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
     card = files.read_json(inputs.dataset_card(experiment))
-    found = aggregate.gates(experiment, inputs.cards(experiment))
+    found = aggregate.gates(inputs.cards(experiment))
     return page.render(
         "report.html.j2",
         experiment=experiment,

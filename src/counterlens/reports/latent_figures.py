@@ -29,7 +29,7 @@ def draw_latents(figure: Figure, experiment: Experiment) -> Canvas:
         tensors, _ = drawing.load_set(experiment, method, direction)
         latents = drawing.tensor_of(tensors, "query_latent", figure, method)
         for query, latent in list(zip(tensors["query"], latents, strict=True))[: figure.images]:
-            name = experiment.dataset.classes[direction[0]]
+            name = experiment.classes[direction[0]]
             rows.append((name, [query, *(grey(channel) for channel in latent)]))
     columns = len(rows[0][1])
     canvas = drawing.canvas(1.3 * columns, 1.4 * len(rows) + 0.3)

@@ -63,7 +63,7 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
             shown.append(("Query", tensors["query"][row], "query", facts))
         name = experiment.label(method).replace(" (", "\n(")
         shown.append((name, tensors["counterfactual"][row], "counterfactual", facts))
-    classes = experiment.dataset.classes
+    classes = experiment.classes
     drawing = canvas(0.62 * len(shown), 1.7)
     drawing.suptitle(figure.title, fontsize=9, color=INK)
     for place, (axes, (name, picture, kind, facts)) in enumerate(

@@ -316,7 +316,7 @@ def _failed_gates(view: TableView) -> list[str]:
     return [
         f"Quality gate failed in {experiment.name}: {gate.model}, {gate.name} is "
         f"{gate.value:.4g}, must be {gate.bound or 'within'} {gate.threshold:.4g}."
-        for gate in aggregate.gates(experiment, inputs.table_cards(view))
+        for gate in aggregate.gates(inputs.table_cards(view))
         if not gate.passed
     ]
 

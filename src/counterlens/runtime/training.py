@@ -13,13 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 import torch
 from torch import nn
 
-from counterlens import layout
+from counterlens import __version__, layout
 from counterlens.errors import UserError
 from counterlens.runtime import files
 from counterlens.runtime.progress import progress
+from counterlens.runtime.quality import Quality
 
 Losses = dict[str, torch.Tensor]
 History = list[dict[str, float]]
@@ -183,6 +185,35 @@ def moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
                 mean.copy_(value)
 
     return update
+
+
+def write_trained(
+    folder: Path,
+    module: nn.Module,
+    history: History,
+    about: Mapping[str, Any],
+    quality: Quality | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write `training.csv`, `card.json` and, last, `model.safetensors`.
+
+    Args:
+        history: the mean losses of each epoch; empty where nothing was trained here.
+        about: what the card says besides: kind, dataset, options, seed, scale.
+        quality: measured values and their gates.
+        metadata: of the model file.
+    """
+    columns = None if history else pd.Index(["epoch"])
+    files.write_csv(folder / "training.csv", pd.DataFrame(history, columns=columns))
+    measured = {"quality": quality.values, "gates": quality.gates()} if quality else {}
+    card = {
+        "parameters": sum(parameter.numel() for parameter in module.parameters()),
+        "epochs": len(history),
+        "training": history[-1] if history else {},
+        "version": __version__,
+    }
+    files.write_json(folder / "card.json", {**card, **measured, **about})
+    save_model(folder / "model.safetensors", module, metadata)
 
 
 def save_model(path: Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:

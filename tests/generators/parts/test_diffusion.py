@@ -326,7 +326,7 @@ def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(export.base, "create", lambda *_: small())
     written = []
     for _ in range(2):
-        export.run(experiment, "ddpm", "all-classes")
+        export.run(experiment.models, "ddpm", "all-classes")
         written.append([(folder / "diffusers" / file).read_bytes() for file in export.FILES])
     assert written[0] == written[1]
     pipeline = DDPMPipeline.from_pretrained(folder / "diffusers")
@@ -342,7 +342,7 @@ def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPa
     assert drawn.shape == (2, 12, 12, 1)
     monkeypatch.setattr(export.base, "create", lambda *_: nn.Identity())
     with pytest.raises(UserError, match="only a diffusion model"):
-        export.run(experiment, "ddpm", "all-classes")
+        export.run(experiment.models, "ddpm", "all-classes")
 
 
 def test_noising_keeps_the_variance() -> None:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import AfterValidator
-
 ATTRIBUTES = (
     "5_o_Clock_Shadow",
     "Arched_Eyebrows",
@@ -48,19 +44,3 @@ ATTRIBUTES = (
     "Wearing_Necktie",
     "Young",
 )
-
-
-def _known(name: str) -> str:
-    if name not in ATTRIBUTES:
-        raise ValueError(f"unknown attribute; known: {', '.join(ATTRIBUTES)}")
-    return name
-
-
-Attribute = Annotated[str, AfterValidator(_known)]
-"""One of CelebA's attributes, as CelebA spells it."""
-
-
-def class_names(attribute: str) -> tuple[str, str]:
-    """The classes without and with an attribute, e.g. `not smiling` and `smiling`."""
-    words = attribute.replace("_", " ").lower()
-    return (f"not {words}", words)

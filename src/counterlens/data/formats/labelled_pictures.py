@@ -15,7 +15,7 @@ class Labelled(NamedTuple):
 
     split: str
     name: str
-    label: int
+    label: int = 0
     attributes: tuple[int, ...] = ()
 
 
@@ -34,11 +34,11 @@ def splits(
             kept[picture.split].append(picture)
     return {
         split: Arrays(
-            read([picture.name for picture in found]),
-            np.array([picture.label for picture in found], np.int64),
-            np.array([picture.attributes for picture in found], np.uint8)
-            if found and found[0].attributes
+            read([picture.name for picture in chosen]),
+            np.array([picture.label for picture in chosen], np.int64),
+            np.array([picture.attributes for picture in chosen], np.uint8)
+            if chosen and chosen[0].attributes
             else None,
         )
-        for split, found in kept.items()
+        for split, chosen in kept.items()
     }

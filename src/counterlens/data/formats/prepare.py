@@ -74,7 +74,7 @@ def _check(dataset: Dataset, name: str, split: Arrays) -> SplitRecord:
         raise wrong(f"labels are {labels.dtype} {labels.shape}, not int64 {images.shape[:1]}")
     if len(labels) == 0:
         raise wrong("has no images")
-    if labels.min() < 0 or labels.max() >= len(dataset.classes):
+    if labels.min() < 0 or labels.max() >= max(1, len(dataset.classes)):
         raise wrong(f"labels run from {labels.min()} to {labels.max()}, not 0 to K-1")
     known = np.empty((len(labels), 0), np.uint8) if attributes is None else attributes
     named = (len(labels), len(dataset.attributes))
@@ -82,5 +82,9 @@ def _check(dataset: Dataset, name: str, split: Arrays) -> SplitRecord:
         raise wrong(f"attributes are {known.dtype} {known.shape}, not uint8 {named}")
     if known.max(initial=0) > 1:
         raise wrong(f"attributes run to {known.max()}, not to 1")
-    per_class = np.bincount(labels, minlength=len(dataset.classes))
-    return SplitRecord(images=len(labels), per_class=tuple(per_class.tolist()))
+    per_class = np.bincount(labels, minlength=len(dataset.classes))[: len(dataset.classes)]
+    return SplitRecord(
+        images=len(labels),
+        per_class=tuple(per_class.tolist()),
+        per_attribute=tuple(known.sum(axis=0, dtype=np.int64).tolist()),
+    )
