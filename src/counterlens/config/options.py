@@ -213,9 +213,11 @@ class MethodOptions(Options):
     `trained_as` names the method of the same kind whose trained model it uses instead of one of
     its own. `explaining`: the options that shape explanations and not the training, in which the
     two may differ. `requires_maps`, `requires_gap`: it reads the classifier's feature maps, or
-    also its one linear layer on their average.
+    also its one linear layer on their average. `label`: the method's name as its paper prints it;
+    reports show the method's id where it is empty.
     """
 
+    label: ClassVar[str] = ""
     trainable: ClassVar[bool] = False
     requires_maps: ClassVar[bool] = False
     requires_gap: ClassVar[bool] = False

@@ -7,6 +7,7 @@ the diffusion model regenerates it, and the query stays elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -24,6 +25,8 @@ class Options(FilteredAttackOptions):
         l2: weight of the Euclidean distance to the query.
         refine: whether the pre-explanation is refined, or is itself the answer.
     """
+
+    label: ClassVar[str] = "ACE"
 
     l2: float = Field(default=0.0, ge=0)
     refine: bool = True

@@ -52,6 +52,7 @@ class Options(MethodOptions):
         classification: negative log-likelihood, or a hinge on probabilities with `margin`.
     """
 
+    label: ClassVar[str] = "C3LT"
     trainable: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = ("queries", "inversion")
 

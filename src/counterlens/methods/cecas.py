@@ -58,6 +58,7 @@ class Options(FilteredAttackOptions):
         auxiliary_epochs: training of the classifier of S.
     """
 
+    label: ClassVar[str] = "CECAS"
     trainable: ClassVar[bool] = True
     requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (

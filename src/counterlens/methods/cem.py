@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,6 +42,8 @@ class Options(MethodOptions):
         not_found: where no image counts as found the answer is mid-grey, as in the authors'
             release, or the query.
     """
+
+    label: ClassVar[str] = "CEM"
 
     autoencoder: str | None = None
     targeting: Literal["pairwise", "full"] = "pairwise"

@@ -40,6 +40,7 @@ class Options(MethodOptions):
         max_edits: exchanges after which the search gives up; None is as many as there are cells.
     """
 
+    label: ClassVar[str] = "CVE"
     trainable: ClassVar[bool] = True
     requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (

@@ -37,6 +37,7 @@ class Options(MethodOptions):
         epochs, decay_epochs: with the full learning rate, and with a rate that falls to zero.
     """
 
+    label: ClassVar[str] = "CycleGAN"
     trainable: ClassVar[bool] = True
 
     width: int = Field(default=64, gt=0)

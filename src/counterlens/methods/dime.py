@@ -32,6 +32,7 @@ class Options(FilterOptions):
         use_logits: the loss is minus the target's logit; otherwise the cross-entropy.
     """
 
+    label: ClassVar[str] = "DiME"
     requires_maps: ClassVar[bool] = True
 
     schedule: int = Field(default=200, ge=2)

@@ -41,6 +41,7 @@ class Options(MethodOptions):
         stop_at: share of an image's explanations that must reach the target for it to be finished.
     """
 
+    label: ClassVar[str] = "DiVE"
     trainable: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
         "iterations",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ RENDERINGS_TO_STOP = 2
 
 class Options(ECEDOptions):
     """See `ECEDOptions`: the regions, the background, the sampler and the attack."""
+
+    label: ClassVar[str] = "ECED"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Options(MethodOptions):
         real_label: what the discriminators should answer on real images (1 is no smoothing).
     """
 
+    label: ClassVar[str] = "ExplainGAN"
     trainable: ClassVar[bool] = True
 
     latent_dim: int = Field(default=128, gt=0)

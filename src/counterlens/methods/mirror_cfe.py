@@ -68,6 +68,7 @@ class Options(MethodOptions):
         least_width: channels of a generator's stage, or as many as the classifier's if more.
     """
 
+    label: ClassVar[str] = "Mirror-CFE"
     trainable: ClassVar[bool] = True
     requires_gap: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = ("point", "grid")

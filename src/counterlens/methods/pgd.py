@@ -7,6 +7,7 @@ steps, epsilon 64/255 on MNIST and 72/255 on Fashion-MNIST).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -27,6 +28,8 @@ class Options(MethodOptions):
         feed_unnormalised: give the network [0, 1] images where it was trained on [-1, 1]. A
             mistake, but the reading that matches the paper's MNIST row.
     """
+
+    label: ClassVar[str] = "PGD"
 
     epsilon: Ratio = Field(gt=0)
     step_size: Ratio = Field(default=1 / 255, gt=0)

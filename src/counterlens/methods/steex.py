@@ -7,6 +7,7 @@ image that is drawn from map and codes is of the target class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ class Options(MethodOptions):
             for those of d numbers, so that it counts as much.
         regions: the regions whose codes may be moved, by number from 0; None is all.
     """
+
+    label: ClassVar[str] = "STEEX (lite)"
 
     generator: str = "sean"
     steps: int = Field(default=100, gt=0)
