@@ -23,12 +23,12 @@ from counterlens.bench.measure import Batch, Rival, measure
 from counterlens.bench.settings import Settings, check, chosen_pair, paper_seconds
 from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, Pair, pair_name
-from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.generators import base as generators
 from counterlens.generators.parts.diffusion_options import DiffusionOptions
 from counterlens.methods import base
 from counterlens.methods.base import Method
+from counterlens.methods.explain import test_split
 from counterlens.oracles import base as oracles
 from counterlens.oracles.feature_extractor import FeatureExtractor
 from counterlens.runtime import device as devices
@@ -140,7 +140,7 @@ def run_peer(function: peers.Implementation, method: Method, queries: Batch) -> 
 
 def batch(experiment: Experiment, device: torch.device, pair: Pair, images: int) -> Batch:
     """The first test images of the first class of a pair, towards the second."""
-    data = load_split(layout.prepared(experiment.dataset.name, "test"), [pair[0]])
+    data = test_split(experiment, [pair[0]])
     x = data.images[:images].to(device, memory_format=torch.channels_last)
     source, target = (torch.full((len(x),), label, device=device) for label in pair)
     index = data.index[:images].tolist()
@@ -151,12 +151,13 @@ def batch(experiment: Experiment, device: torch.device, pair: Pair, images: int)
 def fresh(experiment: Experiment, name: str, pair: Pair, device: torch.device) -> Method:
     """One of the experiment's methods with untrained networks throughout."""
     options = experiment.methods[name]
-    classifier = classifiers.create(experiment)
-    models = {each: generators.create(experiment, each) for each in options.generators()}
-    for model in (classifier, *models.values()):
+    models = experiment.models
+    classifier = classifiers.create(models, experiment.classifier)
+    decoders = {each: generators.create(models, each) for each in options.generators()}
+    for model in (classifier, *decoders.values()):
         devices.freeze(model, device)
     shape = experiment.dataset.shape
-    task = base.Task(classifier, models, shape, (pair,), device, experiment.seed)
+    task = base.Task(classifier, decoders, shape, (pair,), device, experiment.seed)
     method = plugins.create("methods", options, Method, task)
     if options.trainable:
         devices.freeze(method.trained(), device)
@@ -169,21 +170,23 @@ def in_float32(experiment: Experiment, name: str) -> Experiment | None:
     changed = {
         generator: options.model_copy(update={"explanation_precision": "fp32"})
         for generator in used
-        if isinstance(options := experiment.generators[generator], DiffusionOptions)
+        if isinstance(options := experiment.models.generators[generator], DiffusionOptions)
         and options.explanation_precision != "fp32"
     }
     if not changed:
         return None
-    return experiment.model_copy(update={"generators": {**experiment.generators, **changed}})
+    models = experiment.models
+    models = models.model_copy(update={"generators": {**models.generators, **changed}})
+    return experiment.model_copy(update={"models": models})
 
 
 def feature_extractor(experiment: Experiment, device: torch.device) -> FeatureExtractor | None:
     """The experiment's trained one, where it has one."""
     for name, options in experiment.oracles.items():
         if options.kind == "feature-extractor":
-            if not (layout.oracle(experiment.name, name) / "model.safetensors").exists():
+            if not (layout.oracle(experiment.models.name, name) / "model.safetensors").exists():
                 return None
-            oracle = oracles.load(experiment, name, device)
+            oracle = oracles.load(experiment.models, name, device)
             assert isinstance(oracle, FeatureExtractor)
             return oracle
     return None
