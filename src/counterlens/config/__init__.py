@@ -28,6 +28,7 @@ from counterlens.config.options import (
     Pair,
     Ratio,
     latents_differ,
+    too_small,
 )
 from counterlens.config.project import Project, load_project
 from counterlens.config.reports import (
@@ -76,4 +77,5 @@ __all__ = [
     "parse_pair",
     "read_yaml",
     "table_names",
+    "too_small",
 ]

@@ -26,6 +26,8 @@ def check(path: Path, experiment: Experiment) -> None:
     for label in experiment.classifier.left_out:
         if not 0 <= label < classes:
             fail("classifier.left_out", f"{label} is no class index in 0..{classes - 1}")
+    if reason := experiment.classifier.unsuited(experiment.dataset):
+        fail("classifier", reason)
     if experiment.classifier.attribute_weight and not experiment.dataset.attributes:
         fail("classifier.attribute_weight", f"'{experiment.dataset.name}' has no attributes")
     for name, generator in experiment.generators.items():
@@ -45,6 +47,8 @@ def check(path: Path, experiment: Experiment) -> None:
             behind |= needs
             waiting += needs
         if reason := experiment.generators[name].conflict(experiment.generators):
+            fail(f"generators.{name}", reason)
+        if reason := experiment.generators[name].unsuited(experiment.dataset):
             fail(f"generators.{name}", reason)
     for name, oracle in experiment.oracles.items():
         if oracle.kind == "feature-extractor" and not experiment.classifier.retrainable:

@@ -130,7 +130,12 @@ def receptive_field(
 
 
 def split(maps: Tensor, side: int) -> Tensor:
-    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order."""
+    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order.
+
+    Where the side does not divide the map, zeros fill the last cells of a row or column.
+    """
+    below, right = (-size % side for size in maps.shape[2:])
+    maps = functional.pad(maps, [0, right, 0, below]) if below or right else maps
     cells = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # N C gh s gw s
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -138,8 +143,12 @@ def split(maps: Tensor, side: int) -> Tensor:
 def join(cells: Tensor, shape: tuple[int, int, int], side: int) -> Tensor:
     """The inverse of `split` for maps of the shape (C, h, w)."""
     channels, height, width = shape
-    parts = cells.view(len(cells), height // side, width // side, channels, side, side)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), *shape)
+    rows, columns = -(-height // side), -(-width // side)
+    parts = cells.view(len(cells), rows, columns, channels, side, side)
+    maps = parts.permute(0, 3, 1, 4, 2, 5).reshape(
+        len(cells), channels, rows * side, columns * side
+    )
+    return maps[:, :, :height, :width]
 
 
 class Exchange(ABC):
@@ -229,11 +238,11 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
         maps: some last feature maps (N, C, h, w).
         side: of a cell.
     """
-    channels, cells = maps.shape[1], maps.shape[2] * maps.shape[3] // side**2
+    channels, height, width = maps.shape[1:]
     head = classifier.head
     if isinstance(classifier, LeNet):
-        hidden = classifier.hidden
-        if side != 2 or hidden.in_features != channels * cells:
+        hidden, cells = classifier.hidden, height * width // 4
+        if side != 2 or height % 2 or width % 2:
             return None  # other cells than those of its pooling
         return AffineStart(
             summary=lambda part: part.amax(dim=3),
@@ -246,9 +255,10 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
     averaged = head(maps.mean(dim=(2, 3))) if head.in_features == channels else None
     if averaged is None or not torch.allclose(classifier.classify(maps), averaged, atol=1e-4):
         return None
+    rows, columns = -(-height // side), -(-width // side)
     return AffineStart(
         summary=lambda part: part.mean(dim=3),
-        weight=(head.weight.T / cells).expand(cells, -1, -1),
+        weight=(head.weight.T / (height * width / side**2)).expand(rows * columns, -1, -1),
         bias=head.bias,
         rest=lambda mixed: mixed,
     )
