@@ -132,10 +132,11 @@ def receptive_field(
 def split(maps: Tensor, side: int) -> Tensor:
     """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order.
 
-    Where the side does not divide the map, zeros fill the last cells of a row or column.
+    Where the side does not divide the map, its edge is repeated to fill the last cells.
     """
     below, right = (-size % side for size in maps.shape[2:])
-    maps = functional.pad(maps, [0, right, 0, below]) if below or right else maps
+    if below or right:
+        maps = functional.pad(maps, [0, right, 0, below], mode="replicate")
     cells = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # N C gh s gw s
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -239,10 +240,12 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
         side: of a cell.
     """
     channels, height, width = maps.shape[1:]
-    head = classifier.head
+    if height % side or width % side:
+        return None  # what is copied into a cell at the border is cut
+    head, cells = classifier.head, height * width // side**2
     if isinstance(classifier, LeNet):
-        hidden, cells = classifier.hidden, height * width // 4
-        if side != 2 or height % 2 or width % 2:
+        hidden = classifier.hidden
+        if side != 2:
             return None  # other cells than those of its pooling
         return AffineStart(
             summary=lambda part: part.amax(dim=3),
@@ -255,10 +258,9 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
     averaged = head(maps.mean(dim=(2, 3))) if head.in_features == channels else None
     if averaged is None or not torch.allclose(classifier.classify(maps), averaged, atol=1e-4):
         return None
-    rows, columns = -(-height // side), -(-width // side)
     return AffineStart(
         summary=lambda part: part.mean(dim=3),
-        weight=(head.weight.T / (height * width / side**2)).expand(rows * columns, -1, -1),
+        weight=(head.weight.T / cells).expand(cells, -1, -1),
         bias=head.bias,
         rest=lambda mixed: mixed,
     )
