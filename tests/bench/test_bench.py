@@ -77,7 +77,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
     found = load_experiment("tiny", "small")
     prepare(found.dataset, layout.raw("digits"), layout.PREPARED / "digits")
-    torch.manual_seed(0)
+    torch.manual_seed(2)  # of a classifier that an attack turns to 9
     save_model(classifiers.model_file(found), classifiers.create(found))
     for name, scope in (("dcgan", "all-classes"), ("encoder", "4-9")):
         save_model(generators.model_file(found, name, scope), generators.create(found, name))
