@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from counterlens.classifiers.base import Classifier
 from counterlens.config import GeneratorOptions
-from counterlens.errors import UserError
 from counterlens.generators.cem_autoencoder import CemAutoencoder
 from counterlens.generators.cem_autoencoder import Options as AutoencoderOptions
 from counterlens.methods.base import Explanation, Task
@@ -256,8 +255,6 @@ def test_what_cannot_work_is_told(create, models) -> None:
     assert options(gamma=0).conflict(known) is None and options(gamma=0).generators() == ()
     assert "name a cem-autoencoder" in str(options().conflict(known))
     assert options(autoencoder="vae").conflict(known) == "'vae' is no cem-autoencoder"
-    with pytest.raises(UserError, match="27x28 images do not come back"):
-        CemAutoencoder(AutoencoderOptions(kind="cem-autoencoder"), (1, 27, 28))
 
 
 def test_other_sizes_and_colours(models) -> None:
@@ -265,12 +262,12 @@ def test_other_sizes_and_colours(models) -> None:
         def embed(self, last_map: Tensor) -> Tensor:
             return last_map.mean(dim=(1, 2))[:, :2]
 
-    autoencoder = CemAutoencoder(AutoencoderOptions(kind="cem-autoencoder"), (3, 10, 14))
+    autoencoder = CemAutoencoder(AutoencoderOptions(kind="cem-autoencoder"), (3, 11, 14))
     autoencoder.requires_grad_(False).eval()
     options = Options(kind="cem", autoencoder="a", search_steps=2, iterations=5)
     classifier = Colour([[-1, 0], [1, 0], [0, 0]], [1.0, 0, -9])
     task = Task(
-        classifier, {"a": autoencoder}, (3, 10, 14), ((SOURCE, TARGET),), torch.device("cpu"), 0
+        classifier, {"a": autoencoder}, (3, 11, 14), ((SOURCE, TARGET),), torch.device("cpu"), 0
     )
-    answer = ask(CEM(options, task), torch.rand(2, 3, 10, 14))
-    assert answer.counterfactual.shape == (2, 3, 10, 14)
+    answer = ask(CEM(options, task), torch.rand(2, 3, 11, 14))
+    assert answer.counterfactual.shape == (2, 3, 11, 14)

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
+from counterlens.config import DatasetOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
 from counterlens.generators.parts.diffusion import Diffusion
@@ -62,6 +63,14 @@ class Options(DiffusionOptions):
     groups: int = Field(default=32, gt=0)
     from_noise: bool = True
     filter_schedule: int = Field(default=25, ge=2)
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """A released network sees what it was trained on: images that it halves without a rest."""
+        multiple = 2 ** (len(self.multipliers) - 1)
+        height, width = dataset.shape[1:]
+        if height % multiple or width % multiple:
+            return f"images of {height}x{width}: the sides must be multiples of {multiple}"
+        return super().unsuited(dataset)
 
 
 class GuidedDiffusion(Diffusion):

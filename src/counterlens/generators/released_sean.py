@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from counterlens.config import DatasetOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
 from counterlens.generators.parts.region_options import RegionGeneratorOptions
@@ -70,6 +71,16 @@ class Options(RegionGeneratorOptions):
     def region_count(self) -> int:
         """`regions`."""
         return self.regions
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """Colour images that are halved five times without a rest."""
+        channels, height, width = dataset.shape
+        if channels == 3 and not (height % 32 or width % 32):
+            return None
+        return (
+            f"images of {height}x{width} with {channels} channels: it needs three channels and "
+            "sides that are multiples of 32"
+        )
 
 
 class Normalisation(nn.Module):
@@ -149,11 +160,6 @@ class ReleasedSEAN(RegionGenerator):
         super().__init__(options, shape)
         self.options: Options = options
         self.code_dim = options.code_dim
-        if shape[0] != 3 or any(side % 2**HALVINGS for side in shape[1:]):
-            raise UserError(
-                f"released-sean: images of shape {shape}; it needs three channels and sides that "
-                f"are multiples of {2**HALVINGS}"
-            )
         build = getattr(segmentation, f"deeplabv3_{options.backbone}")
         self.segmenter = build(weights=None, weights_backbone=None, num_classes=options.regions)
         widths = [options.encoder_width * factor for factor in (1, 2, 4, 8)]

@@ -152,7 +152,7 @@ class MirrorCFE(Method):
         with torch.no_grad():
             maps = self.classifier.maps(torch.zeros(1, *task.shape, device=task.device))
         channels = [part.shape[1] for part in maps]
-        sizes = [part.shape[2] for part in maps]
+        sizes = [(part.shape[2], part.shape[3]) for part in maps]
         torch.manual_seed(task.seed)
         self.generator = MirrorGenerator(
             channels, sizes, task.shape, options.ssc, options.least_width

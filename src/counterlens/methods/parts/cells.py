@@ -130,7 +130,13 @@ def receptive_field(
 
 
 def split(maps: Tensor, side: int) -> Tensor:
-    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order."""
+    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order.
+
+    Where the side does not divide the map, its edge is repeated to fill the last cells.
+    """
+    below, right = (-size % side for size in maps.shape[2:])
+    if below or right:
+        maps = functional.pad(maps, [0, right, 0, below], mode="replicate")
     cells = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # N C gh s gw s
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -138,8 +144,12 @@ def split(maps: Tensor, side: int) -> Tensor:
 def join(cells: Tensor, shape: tuple[int, int, int], side: int) -> Tensor:
     """The inverse of `split` for maps of the shape (C, h, w)."""
     channels, height, width = shape
-    parts = cells.view(len(cells), height // side, width // side, channels, side, side)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), *shape)
+    rows, columns = -(-height // side), -(-width // side)
+    parts = cells.view(len(cells), rows, columns, channels, side, side)
+    maps = parts.permute(0, 3, 1, 4, 2, 5).reshape(
+        len(cells), channels, rows * side, columns * side
+    )
+    return maps[:, :, :height, :width]
 
 
 class Exchange(ABC):
@@ -229,11 +239,13 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
         maps: some last feature maps (N, C, h, w).
         side: of a cell.
     """
-    channels, cells = maps.shape[1], maps.shape[2] * maps.shape[3] // side**2
-    head = classifier.head
+    channels, height, width = maps.shape[1:]
+    if height % side or width % side:
+        return None  # what is copied into a cell at the border is cut
+    head, cells = classifier.head, height * width // side**2
     if isinstance(classifier, LeNet):
         hidden = classifier.hidden
-        if side != 2 or hidden.in_features != channels * cells:
+        if side != 2:
             return None  # other cells than those of its pooling
         return AffineStart(
             summary=lambda part: part.amax(dim=3),
