@@ -135,9 +135,9 @@ class Project:
     def jobs(self, *words: str) -> list[str]:
         """The jobs of a dry run by their log files, e.g. `digits/metrics/pgd/3_to_8`, sorted."""
         text = self.snakemake(*words, "--dry-run", "--printshellcmds")
-        found = re.findall(r"\bcounterlens [^\n]* > logs/(\S+)\.log 2>&1", text)
-        assert (not found) == (NOTHING_TO_DO in text), text
-        return sorted(found)
+        logs = re.findall(r"\bcounterlens [^\n]* > logs/(\S+)\.log 2>&1", text)
+        assert (not logs) == (NOTHING_TO_DO in text), text
+        return sorted(logs)
 
     def dvc(self, *words: str, fails: bool = False) -> str:
         """Run DVC."""
@@ -161,14 +161,14 @@ class Project:
 
     def results(self, *folders: str) -> dict[str, bytes]:
         """The content of every reproducible result, or of those in some folders."""
-        found = {}
-        for folder in folders or RECORDED:
-            for path in sorted((self.path / folder).rglob("*")):
-                if path.is_file():
-                    found[path.relative_to(self.path).as_posix()] = path.read_bytes()
-        for path in (self.path / "results/tables").glob("c3lt-table*.csv"):
-            found[path.relative_to(self.path).as_posix()] = path.read_bytes()
-        return found
+        paths = [
+            path
+            for folder in folders or RECORDED
+            for path in sorted((self.path / folder).rglob("*"))
+            if path.is_file()
+        ]
+        paths += (self.path / "results/tables").glob("c3lt-table*.csv")
+        return {path.relative_to(self.path).as_posix(): path.read_bytes() for path in paths}
 
     def assert_same(self, other: Project, *folders: str) -> None:
         """Both have the same results with the same bytes."""

@@ -12,13 +12,14 @@ import pytest
 
 from counterlens import layout
 from counterlens.config import ORIGINAL_DATA
-from counterlens.plan.plan import Workflow
+from counterlens.plan import inputs, targets
+from counterlens.plan.plan import Plan
 
 if TYPE_CHECKING:
     from .conftest import Project
 
 ROOT = Path(__file__).parents[2]
-SPELLING = re.compile(r"^(?:\w+=\S+ )*(snakemake [a-z0-9][^#`|]*?)(?: +#.*)?$")
+SPELLING = re.compile(r"^(?:\w+=\S+ )*(snakemake (?!--lint)[a-z0-9-][^#`|]*?)(?: +#.*)?$")
 
 
 def spellings() -> list[str]:
@@ -35,15 +36,21 @@ def spellings() -> list[str]:
 
 @pytest.mark.parametrize("scale", ["small", "published"])
 def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Path) -> None:
-    project = Workflow({"scale": scale})
-    listed = [project.experiments[name] for name in project.project.experiments]
+    project = Plan({"scale": scale})
+    listed = [project.experiments[name] for name in project.config.experiments]
     datasets = {e.dataset.name: e.dataset for e in listed}.values()
+    models = {f for e in listed for f in inputs.model_folders(e) if f.is_relative_to(layout.MODELS)}
+    asked = {
+        layout.classifier(e.models.name, g.classifier)
+        for e in listed
+        for g in e.generators.values()
+        if g.classifier is not None
+    }
+    trained = Counter(folder.parts[3] for folder in models | asked)
     expected = {
-        "classifier": len(listed),
-        "oracles": sum(o.trained for e in listed for o in e.oracles.values()),
-        "generators": sum(len(e.scopes(name)) for e in listed for name in e.generators),
+        **trained,
         "methods": sum(len(e.training_scopes(m)) for e in listed for m in e.trained_methods()),
-        "animations": sum(len(project.animations(e.name)) for e in listed),
+        "animations": sum(len(targets.animations(project, e.name)) for e in listed),
         # shards, where there are several, and what joins them
         "counterfactuals": sum(
             len(e.directions(name)) * (e.evaluation.shards + (e.evaluation.shards > 1))
@@ -63,16 +70,16 @@ def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Pa
     }
     alone = [(e.name,) for e in listed]
     own = {name for name, table in project.tables.items() if table.experiments in alone}
-    expected["tables"] = len(listed) + len(own | set(project.project.tables))
+    expected["tables"] = len(listed) + len(own | set(project.config.tables))
     drawn = {figure.name for e in listed for figure in project.pareto_figures(e.name)}
-    expected["figures"] = len(drawn | set(project.project.figures))
+    expected["figures"] = len(drawn | set(project.config.figures))
 
     scaled = ("--config", f"scale={scale}")
-    found = Counter(stage(log) for log in shipped.jobs("all", *scaled))
-    assert found == expected
+    jobs = Counter(stage(log) for log in shipped.jobs("all", *scaled))
+    assert jobs == expected
 
-    every = shipped.jobs(*project.named_targets(), "demo", *scaled)
-    missing = set(project.figures) - set(project.project.figures)
+    every = shipped.jobs(*targets.named_targets(project), "demo", *scaled)
+    missing = set(project.figures) - set(project.config.figures)
     assert set(shipped.jobs("all", *scaled)) <= set(every)
     assert {f"figures/{name}" for name in missing} <= set(every)
     assert {f"tables/{name}" for name in project.tables} <= set(every)
@@ -81,6 +88,8 @@ def test_every_target_and_the_jobs_of_all(shipped: Project, scale: str, root: Pa
 def stage(log: str) -> str:
     """The stage of a job, by its log."""
     parts = log.split("/")
+    if parts[0] == "models":
+        return parts[2]
     return parts[0] if parts[0] in ("data", "tables", "figures") else parts[1]
 
 
@@ -92,14 +101,18 @@ def test_the_spellings_of_the_documentation(shipped: Project, command: str) -> N
 
 def test_the_documentation_shows_the_main_spellings() -> None:
     shown = " ".join(spellings())
-    assert "snakemake all --cores 8 --resources gpu=2" in shown
+    assert "snakemake --cores 8 --resources gpu=2 all" in shown
     assert "snakemake c3lt-table1-mnist" in shown
 
 
-def test_a_target_behind_resources_is_swallowed(shipped: Project) -> None:
-    """The spelling that README warns of; once it works, the warning can go."""
-    shipped.run("snakemake", "--cores", "8", "--resources", "gpu=2", "all", "-n", fails=True)
-    shipped.run("snakemake", "--cores", "8", "--resources", "gpu=2", "-n", "--", "demo")
+def test_the_command_of_the_environment_takes_targets_behind_resources(shipped: Project) -> None:
+    command = shutil.which("snakemake", path=shipped.environment["PATH"])
+    assert command is not None
+    text = Path(command).read_text(encoding="utf-8")
+    assert "counterlens" in text, "make setup must install the package last"
+    user = shipped.run("snakemake", "--cores", "8", "--resources", "gpu=2", "demo", "-n", "-q")
+    first = shipped.run("snakemake", "demo", "--cores", "8", "--resources", "gpu=2", "-n", "-q")
+    assert user == first and "explain" in user
 
 
 def test_lint_and_format(shipped: Project) -> None:
@@ -111,9 +124,9 @@ def test_lint_and_format(shipped: Project) -> None:
     ("old", "new", "told"),
     [
         (
-            "epochs: 40, batch_size: 64, lr",
-            "epoch: 40, batch_size: 64, lr",
-            "classifier.epoch: unknown key",
+            "evaluation: {images: 60",
+            "evaluation: {image: 60",
+            "evaluation.image: unknown key",
         ),
         ("pairs: [[3, 8], [4, 9]]", "pairs: [[3, 8], [4, 19]]", "pairs: [4, 19] is not two"),
     ],
@@ -146,6 +159,6 @@ def test_the_experiment_of_a_user_s_own(shipped: Project, tmp_path: Path) -> Non
         (project.path / "my/pictures" / name).mkdir(parents=True)
     (project.path / "my/net.safetensors").touch()
     place = "my-pictures/counterfactuals/nearest/0_to_1"
-    assert {"my-pictures/classifier", place} <= set(project.jobs("my-pictures"))
+    assert {"models/my-pictures/classifiers/pretrained", place} <= set(project.jobs("my-pictures"))
     (project.path / "my/net.safetensors").unlink()
     assert "my/net.safetensors" in project.snakemake("my-pictures", "-n", fails=True)

@@ -53,9 +53,9 @@ def test_killed_in_a_training_it_goes_on_from_the_checkpoint(
 ) -> None:
     """Started from nothing, so that this also compares two whole runs."""
     project = unbuilt()
-    log = project.path / "logs/digits/generators/dcgan/all-classes.log"
-    results = project.path / "results/digits"
-    others = [results / "classifier", results / "oracles/autoencoders"]
+    log = project.path / "logs/models/digits/generators/dcgan/all-classes.log"
+    results = project.path / "results/models/digits"
+    others = [results / "classifiers/lenet", results / "oracles/autoencoders"]
 
     def saved() -> bool:
         """The checkpoint is that of the generator: no other training can be under way."""
@@ -76,9 +76,9 @@ def test_killed_in_a_training_it_goes_on_from_the_checkpoint(
     "log",
     [
         "data/prepared/digits",
-        "digits/classifier",
-        "digits/oracles/autoencoders",
-        "digits/generators/encoder/3-8",
+        "models/digits/classifiers/lenet",
+        "models/digits/oracles/autoencoders",
+        "models/digits/generators/encoder/3-8",
         "digits/methods/c3lt/3-8",
         "digits/counterfactuals/c3lt/3_to_8",
         "digits/metrics/pgd/8_to_3",

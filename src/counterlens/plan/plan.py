@@ -75,8 +75,12 @@ class Plan:
             for name in {*getattr(self, section)} & RESERVED:
                 raise UserError(f"{CONFIG_DIR / section / name}.yaml: '{name}' is a reserved name")
         for name in self.config.experiments:
-            place = f"{CONFIG_DIR / 'config.yaml'}: models: those of experiment {name}"
-            check(place, [self.experiments[name].models.name], self.config.models)
+            used = self.experiments[name].models.name
+            if used not in self.config.models:
+                raise UserError(
+                    f"{CONFIG_DIR / 'config.yaml'}: models: '{used}' is missing, which the "
+                    f"experiment {name} uses"
+                )
         for name, table in self.tables.items():
             check(f"table {name}: experiments", table.experiments, self.experiments)
         for name, figure in self.figures.items():
