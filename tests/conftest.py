@@ -83,7 +83,7 @@ def shapes() -> Callable[..., ImageSet]:
 
 @pytest.fixture
 def make_experiment() -> Callable[..., Experiment]:
-    """An experiment on the digits' shape, with the sections that a test asks for."""
+    """An experiment on MNIST's shape, with the sections that a test asks for."""
 
     def make(**sections: Any) -> Experiment:
         from counterlens import plugins
@@ -106,7 +106,7 @@ def make_experiment() -> Callable[..., Experiment]:
             name=name,
             scale=sections.pop("scale", "small"),
             seed=sections.pop("seed", 85),
-            dataset=sections.pop("dataset", options("data", {"kind": "digits"})),
+            dataset=sections.pop("dataset", options("data", {"kind": "mnist"})),
             classifiers={classifier.kind: classifier},
             generators=named("generators"),
             oracles=named("oracles"),
@@ -126,7 +126,7 @@ def make_experiment() -> Callable[..., Experiment]:
 def prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: Callable[..., ImageSet]
 ) -> Callable[..., None]:
-    """Prepare square images as the digits dataset, in an empty folder that becomes the current."""
+    """Prepare square images as MNIST, in an empty folder that becomes the current."""
     monkeypatch.chdir(tmp_path)
 
     def write(train: int, test: int, labels: Sequence[int] = (4, 9)) -> None:
@@ -139,7 +139,7 @@ def prepared(
                 "images": (data.images * 255).round().byte().numpy(),
                 "labels": data.labels.numpy(),
             }
-            files.save_tensors(layout.prepared("digits", split), tensors)
+            files.save_tensors(layout.prepared("mnist", split), tensors)
 
     return write
 

@@ -95,7 +95,7 @@ def test_attributes_are_learned(squares: Experiment) -> None:
 
 def test_attributes_of_data_without_any(experiment) -> None:
     oracle = base.create(experiment({"attributes": {"kind": "attributes"}}).models, "attributes")
-    with pytest.raises(UserError, match="'digits' names no attributes"):
+    with pytest.raises(UserError, match="'mnist' names no attributes"):
         oracle.load(CPU)
     assert isinstance(oracle, Attributes)
     with pytest.raises(UserError, match="not one attribute"):
