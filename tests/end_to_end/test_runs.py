@@ -69,7 +69,7 @@ def test_everything_is_there_and_nothing_else(built: Project) -> None:
     assert sorted(found) == sorted(expected)
     assert not list((built.path / ".cache/checkpoints").glob("*")), "checkpoints are removed"
     report = (results / "digits/report.html").read_text(encoding="utf-8")
-    assert all(method in report for method in ("c3lt", "pgd", "original-data"))
+    assert all(method in report for method in ("C3LT", "PGD", "Original data"))
 
 
 def test_every_output_is_in_dvc(built: Project) -> None:
