@@ -1,3 +1,6 @@
+# Results have one label each: Snakemake's report shows nothing of two that differ in a second one.
+
+
 rule found:
     input:
         tables=project.found_inputs,
@@ -32,9 +35,17 @@ rule table:
         code=project.code("reports/tables"),
     output:
         csv="results/tables/{table}.csv",
-        markdown=report("results/tables/{table}.md", category="Tables"),
+        markdown="results/tables/{table}.md",
         latex="results/tables/{table}.tex",
-        html=report("results/tables/{table}.html", category="Tables"),
+        html=report(
+            "results/tables/{table}.html",
+            caption="captions/table.rst",
+            category="Tables",
+            subcategory=lambda wildcards: ", ".join(project.tables[wildcards.table].experiments),
+            labels=lambda wildcards: {
+                "table": f"{project.tables[wildcards.table].title} ({wildcards.table})"
+            },
+        ),
         json="results/tables/{table}.json",
     log:
         "logs/tables/{table}.log",
@@ -60,7 +71,15 @@ rule figure:
         sets=project.figure_inputs,
         code=project.code("reports/figures"),
     output:
-        report("results/figures/{figure}.png", category="Figures"),
+        report(
+            "results/figures/{figure}.png",
+            caption="captions/figure.rst",
+            category="Figures",
+            subcategory=lambda wildcards: project.figures[wildcards.figure].experiment,
+            labels=lambda wildcards: {
+                "figure": f"{project.figures[wildcards.figure].title} ({wildcards.figure})"
+            },
+        ),
     log:
         "logs/figures/{figure}.log",
     benchmark:
@@ -88,7 +107,10 @@ rule animations:
         report(
             directory("results/{experiment}/animations/{method}/{dataset}/{scope}"),
             patterns=["{name}.mp4"],
+            caption="captions/animation.rst",
             category="Animations",
+            subcategory="{experiment}, {method}, {scope}",
+            labels={"film": "{name}"},
         ),
     log:
         "logs/{experiment}/animations/{method}/{dataset}/{scope}.log",
@@ -141,7 +163,12 @@ rule report:
         artifacts=project.report_inputs,
         code=project.code("reports/html"),
     output:
-        report("results/{experiment}/report.html", category="Reports"),
+        report(
+            "results/{experiment}/report.html",
+            caption="captions/report.rst",
+            category="Reports",
+            labels={"experiment": "{experiment}"},
+        ),
     log:
         "logs/{experiment}/report.log",
     benchmark:

@@ -77,7 +77,7 @@ def test_everything_is_there_and_nothing_else(built: Project) -> None:
     assert sorted(there) == sorted(expected)
     assert not list((built.path / ".cache/checkpoints").glob("*")), "checkpoints are removed"
     report = (results / "digits/report.html").read_text(encoding="utf-8")
-    assert all(method in report for method in ("c3lt", "pgd", "original-data"))
+    assert all(method in report for method in ("C3LT", "PGD", "Original data"))
 
 
 def test_nothing_runs_again_after_a_touch(project: Project) -> None:

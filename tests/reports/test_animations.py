@@ -175,9 +175,9 @@ def test_both_directions_are_written_the_same_twice(make: Make) -> None:
     animations.run(made.experiment, "mirror-cfe", (0, 1))
     folder = layout.animations("toy", "mirror-cfe", "toy", "0-1")
     assert folder == Path("results/toy/animations/mirror-cfe/toy/0-1")
-    found = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    videos = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     # two correct queries of each direction, the first above the others, and its error
-    assert {str(path.relative_to(folder)) for path in found} == {
+    assert {str(path.relative_to(folder)) for path in videos} == {
         "no3_T-shirt(GT_T-shirt)_to_Ankle boot_correct.mp4",
         "additional_samples/no6_T-shirt(GT_T-shirt)_to_Ankle boot_correct.mp4",
         "additional_samples/no0_T-shirt(GT_Ankle boot)_to_Ankle boot_error.mp4",
@@ -185,13 +185,13 @@ def test_both_directions_are_written_the_same_twice(make: Make) -> None:
         "additional_samples/no7_Ankle boot(GT_Ankle boot)_to_T-shirt_correct.mp4",
         "additional_samples/no1_Ankle boot(GT_T-shirt)_to_T-shirt_error.mp4",
     }
-    for path in found:
+    for path in videos:
         about, count = video(path)
         assert (about["size"], about["fps"], about["codec"]) == ((800, 800), 10, "h264")
         assert count == STEPS
-    assert len({*found.values()}) == len(found)
+    assert len({*videos.values()}) == len(videos)
     animations.run(made.experiment, "mirror-cfe", (0, 1))
-    assert {path: path.read_bytes() for path in found} == found
+    assert {path: path.read_bytes() for path in videos} == videos
 
 
 def test_a_hundred_steps_are_a_hundred_frames(tmp_path: Path) -> None:
@@ -217,11 +217,11 @@ def test_the_errors_and_some_correct_queries_are_shown(
     made = make(pairs=((4, 9),), images=6, errors=2, mirror=True)
     evaluation = made.experiment.evaluation.model_copy(update={"animations": limit})
     experiment = made.experiment.model_copy(update={"evaluation": evaluation})
-    found = list(animations.load_paths(experiment, "mirror-cfe", (4, 9)))
-    assert [facts["image"] for facts, _ in found] == [3 * row + 4 for row in rows]
+    paths = list(animations.load_paths(experiment, "mirror-cfe", (4, 9)))
+    assert [facts["image"] for facts, _ in paths] == [3 * row + 4 for row in rows]
     stem = layout.counterfactuals("toy", "mirror-cfe", 4, 9)
     tensors = files.load_tensors(stem.with_suffix(".safetensors"))
-    for row, (_, path) in zip(rows, found, strict=True):
+    for row, (_, path) in zip(rows, paths, strict=True):
         np.testing.assert_array_equal(path.query, tensors["query"][row])
         np.testing.assert_array_equal(path.images, tensors["path"][row])
         np.testing.assert_array_equal(path.position, tensors["path_position"][row])

@@ -28,23 +28,23 @@ NONE = Column(name="none", label="None", direction="none")
 
 
 def cells(*values: float | str | None) -> dict[str, Cell]:
-    found = {}
+    column = {}
     for name, value in zip("abcdefgh", values, strict=False):
         if isinstance(value, str):
-            found[name] = Cell(value, reason="why")  # type: ignore[arg-type]
+            column[name] = Cell(value, reason="why")  # type: ignore[arg-type]
         else:
-            found[name] = Cell("ok" if value is not None else "not available", value)
-    return found
+            column[name] = Cell("ok" if value is not None else "not available", value)
+    return column
 
 
 # Ranks
 
 
 def test_ranks_follow_the_direction_and_share_places() -> None:
-    found = cells(0.5, 0.9, 0.5, 0.1)
-    assert board.ranks(found, UP) == {"a": 2.5, "b": 1, "c": 2.5, "d": 4}
-    assert board.ranks(found, DOWN) == {"a": 2.5, "b": 4, "c": 2.5, "d": 1}
-    assert board.ranks(found, NONE) == {}
+    column = cells(0.5, 0.9, 0.5, 0.1)
+    assert board.ranks(column, UP) == {"a": 2.5, "b": 1, "c": 2.5, "d": 4}
+    assert board.ranks(column, DOWN) == {"a": 2.5, "b": 4, "c": 2.5, "d": 1}
+    assert board.ranks(column, NONE) == {}
 
 
 def test_values_that_print_the_same_are_equal() -> None:
@@ -52,22 +52,25 @@ def test_values_that_print_the_same_are_equal() -> None:
 
 
 def test_only_numbers_of_methods_are_ranked() -> None:
-    found = {**cells(0.2, None, float("nan"), "not run", "skipped"), ORIGINAL_DATA: Cell("ok", 0.9)}
-    assert board.ranks(found, UP) == {"a": 1}
+    column = {
+        **cells(0.2, None, float("nan"), "not run", "skipped"),
+        ORIGINAL_DATA: Cell("ok", 0.9),
+    }
+    assert board.ranks(column, UP) == {"a": 1}
     assert board.ranks(cells(None, "not run"), UP) == {}
 
 
 def test_the_mean_is_over_columns_that_rank_every_method_run() -> None:
     third = Column(name="third", label="T", direction="down", decimals=2)
-    found = {
+    columns = {
         "up": cells(0.9, 0.5, 0.7, "not run", "skipped"),
         "down": cells(0.1, 0.3, 0.3, "not run", "skipped"),
         "third": cells(0.1, None, 0.3, "not run", "skipped"),
     }
-    for column in found.values():
+    for column in columns.values():
         column[ORIGINAL_DATA] = Cell("ok", 0.0)
-    assert board.complete(found, [UP, DOWN, third]) == [UP, DOWN]
-    means = board.mean_ranks(found, [UP, DOWN, third])
+    assert board.complete(columns, [UP, DOWN, third]) == [UP, DOWN]
+    means = board.mean_ranks(columns, [UP, DOWN, third])
     assert {m: c.value for m, c in means.items() if c.value is not None} == {
         "a": 1,
         "b": (3 + 2.5) / 2,
@@ -78,14 +81,14 @@ def test_the_mean_is_over_columns_that_rank_every_method_run() -> None:
 
 
 def test_no_column_ranks_every_method() -> None:
-    found = board.mean_ranks({"up": cells(0.9, None)}, [UP])
-    assert {cell.status for cell in found.values()} == {"not available"}
+    means = board.mean_ranks({"up": cells(0.9, None)}, [UP])
+    assert {cell.status for cell in means.values()} == {"not available"}
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=8))
 def test_ranks_sum_to_the_same_whatever_the_ties(values: list[int]) -> None:
-    found = board.ranks(cells(*map(float, values)), UP)
-    assert sum(found.values()) == pytest.approx(len(values) * (len(values) + 1) / 2)
+    ranks = board.ranks(cells(*map(float, values)), UP)
+    assert sum(ranks.values()) == pytest.approx(len(values) * (len(values) + 1) / 2)
 
 
 # The front
@@ -162,9 +165,9 @@ def test_a_ranked_table(experiment: Any) -> None:
             assert entry.rank is not None
             ranks[method].append(entry.rank)
             assert entry.best == (entry.rank < 2)
-    for method, found in ranks.items():
+    for method, of_columns in ranks.items():
         mean = built.entry("toy", method, "mean_rank")
-        assert mean.cell.value == pytest.approx(np.mean(found)) and mean.rank is None
+        assert mean.cell.value == pytest.approx(np.mean(of_columns)) and mean.rank is None
     assert built.entry("toy", "cem", "validity").cell.status == "not run"
     assert built.entry("toy", "cve", "mean_rank").cell.status == "skipped"
     assert built.entry("toy", "original-data", "im2").rank is None

@@ -95,8 +95,8 @@ def test_stages_are_shown_between_query_and_counterfactual(
     assert titles == ["query", "pgd\npre-explanation", "pgd\nedit mask", "pgd", "change"]
     # the first two queries are errors of the classifier
     names = ("query", "pre_explanation", "edit_mask", "counterfactual")
-    for found, name in zip(seen, names, strict=False):  # the last picture is the change
-        np.testing.assert_array_equal(found, tensors[name][2])
+    for image, name in zip(seen, names, strict=False):  # the last picture is the change
+        np.testing.assert_array_equal(image, tensors[name][2])
 
 
 def test_a_parameter_needs_its_columns(make: Make) -> None:

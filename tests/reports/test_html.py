@@ -6,20 +6,18 @@ import base64
 import io
 import json
 import re
-import shlex
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
-from counterlens import cli, layout
-from counterlens.config import Evaluation
-from counterlens.experiments import load_experiment
+from counterlens import layout
+from counterlens.config import MethodOptions, Table
 from counterlens.plan import inputs
 from counterlens.reports import gallery, html, page
 from counterlens.runtime import files
@@ -55,9 +53,9 @@ class Reader(HTMLParser):
 
 
 def embedded(text: str) -> dict:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    assert found is not None
-    return json.loads(found.group(1))
+    script = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
+    assert script is not None
+    return json.loads(script.group(1))
 
 
 def test_every_method_direction_and_column_is_shown(make: Make) -> None:
@@ -69,12 +67,9 @@ def test_every_method_direction_and_column_is_shown(make: Make) -> None:
     assert methods.count("c3lt-cls") == 2 * 12
     assert len([a for a in reader.all("button") if a.get("role") == "tab"]) == 6
     assert len([a for a in reader.all("article")]) == 6 * 12
-    for label in ("Val", "COUT", "IM2", "FID", "KID", "original-data", "98.50 %", "Seed", "small"):
+    for label in ("Val", "COUT", "IM2", "FID", "KID", "Original data", "98.50 %", "Seed", "small"):
         assert label in text
-    assert "confident_samples is 0.5, must be at least 0.6" in text
     assert "Only 5→6, 6→5" in text
-    assert "counterlens fit --experiment toy --scale small --method c3lt --scope 4-9" in text
-    assert "snakemake results/toy/report.html" in text
 
 
 def test_opens_offline(make: Make) -> None:
@@ -223,19 +218,83 @@ def test_reads_nothing_but_its_declared_inputs(make: Make) -> None:
     assert html.render(made.experiment) == before
 
 
-@pytest.mark.parametrize("name", ["digits", "c3lt-mnist"])
-def test_printed_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    experiment = load_experiment(name, "small")
-    sharded = Evaluation(images=10, shard_size=4)
-    for each in (experiment, experiment.model_copy(update={"evaluation": sharded})):
-        lines = html.commands(each)[1]["lines"]
-        parsed = [cli.parser().parse_args(shlex.split(line)[1:]) for line in lines]
-        stages = [arguments.stage for arguments in parsed]
-        directions = sum(len(each.directions(method)) for method in each.methods)
-        assert stages.count(cli.explain) == directions * each.evaluation.shards
-        assert stages.count(cli.gather) == (directions if each.evaluation.shards > 1 else 0)
-        assert stages[-1] is cli.report
+def test_the_page_names_the_one_command_that_makes_it(make: Make) -> None:
+    text = html.render(make(pairs=((4, 9),)).experiment)
+    commands = re.findall(r"<code>(.*?)</code>", text, re.S)
+    assert commands == ["snakemake results/toy/report.html --cores 2 --config scale=small"]
+
+
+def test_the_gallery_comes_first_then_board_and_tables(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    board = Table.model_validate(
+        {
+            "name": "toy-board",
+            "title": "The board",
+            "ranked": True,
+            "rows": [{"method": "c3lt", "label": "C3LT"}, {"method": "pgd", "label": "PGD"}],
+            "columns": ["validity"],
+            "experiments": ["toy"],
+        }
+    )
+    reader = Reader(html.render(made.experiment, [board]))
+    order = ["gallery", "board", "results", "training", "generators", "reproduce"]
+    assert [a["id"] for a in reader.all("section")] == order
+    links = [a["href"] for a in reader.all("a")]
+    assert [link for link in links if str(link).startswith("#")] == [
+        "#main",
+        *map("#{}".format, order),
+    ]
+
+
+def test_the_direction_that_most_methods_explain_comes_first(make: Make) -> None:
+    reader = Reader(html.render(make().experiment))
+    tabs = [a for a in reader.all("button") if a.get("role") == "tab"]
+    order = ["5_to_6", "6_to_5", "3_to_8", "8_to_3", "4_to_9", "9_to_4"]
+    assert [a["aria-controls"] for a in tabs] == [f"panel-{direction}" for direction in order]
+    assert [a["aria-selected"] for a in tabs] == ["true", *["false"] * 5]
+
+
+def test_failed_gates_are_one_line_that_opens(make: Make) -> None:
+    made = make(pairs=((4, 9),))
+    text = html.render(made.experiment)
+    notices = re.findall(r'<details class="notice warn">(.*?)</details>', text, re.S)
+    (notice,) = notices
+    summary, rest = notice.split("</summary>")
+    assert summary == "<summary>1 quality gate failed"
+    gate = "generators/dcgan/all-classes: confident_samples is 0.5, must be at least 0.6"
+    assert rest.count("<li>") == 1 and f"<li>{gate}</li>" in rest
+    assert text.index('id="main"') < text.index(notice) < text.index('id="gallery"')
+    for path in inputs.cards(made.experiment):
+        files.write_json(path, {"gates": {}})
+    assert "notice warn" not in html.render(made.experiment)
+
+
+def test_the_first_queries_stand_open(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make(pairs=((4, 9),))
+    text = html.render(made.experiment)
+    first, *others = text.split('<details class="more">')
+    assert len(others) == 2  # one of each direction
+    assert first.count("<article") == html.OPEN
+    folded = [part.split("</details>")[0] for part in others]
+    assert [part.count("<article") for part in folded] == [html.QUERIES - html.OPEN] * 2
+    assert all(part.startswith("<summary>9 more queries</summary>") for part in folded)
+    monkeypatch.setattr(html, "OPEN", 11)
+    assert "<summary>1 more query</summary>" in html.render(made.experiment)
+    monkeypatch.setattr(html, "OPEN", 12)
+    assert 'class="more"' not in html.render(made.experiment)
+
+
+def test_methods_have_their_names(make: Make) -> None:
+    class Named(MethodOptions):
+        label: ClassVar[str] = "C3LT & co"
+
+    made = make(pairs=((4, 9),))
+    methods = {**made.experiment.methods, "c3lt": Named(kind="c3lt")}
+    text = html.render(made.experiment.model_copy(update={"methods": methods}))
+    for place in ('<th scope="row">{}</th>', "<b>{}</b>", 'value="c3lt" checked> {}</label>'):
+        assert place.format("C3LT &amp; co") in text
+    assert '<th scope="row">Original data</th>' in text and "<b>pgd</b>" in text
+    assert 'alt="What C3LT &amp; co changed' in text and ">c3lt<" not in text
 
 
 def test_accessible_basics(make: Make) -> None:
@@ -267,11 +326,11 @@ def test_budget_shrinks_the_gallery(make: Make, monkeypatch: pytest.MonkeyPatch)
 def test_difference_map_signs_and_strength() -> None:
     query = np.array([[[0.0, 0.5, 1.0, 0.2]]], dtype=np.float32)
     changed = np.array([[[1.0, 0.75, 0.0, 0.2]]], dtype=np.float32)
-    found = gallery.difference_map(query, changed)[0]
-    assert tuple(found[0]) == (*gallery.BRIGHTER, 255)
-    assert tuple(found[1]) == (*gallery.BRIGHTER, 128)
-    assert tuple(found[2]) == (*gallery.DARKER, 255)
-    assert tuple(found[3]) == (0, 0, 0, 0)
+    shown = gallery.difference_map(query, changed)[0]
+    assert tuple(shown[0]) == (*gallery.BRIGHTER, 255)
+    assert tuple(shown[1]) == (*gallery.BRIGHTER, 128)
+    assert tuple(shown[2]) == (*gallery.DARKER, 255)
+    assert tuple(shown[3]) == (0, 0, 0, 0)
 
 
 def test_a_budget_is_kept_for_six_directions_of_three_methods(make: Make) -> None:

@@ -30,10 +30,10 @@ class Latent(MethodOptions):
 @pytest.fixture
 def made(make: Make) -> Any:
     """Methods c3lt and pgd, which also keep what ECED keeps."""
-    found = make(pairs=((4, 9),))
+    made = make(pairs=((4, 9),))
     thresholds = {"c3lt": 0.2, "pgd": 0.6}
     for method, threshold in thresholds.items():
-        found.experiment.methods[method] = Latent(kind=method, threshold=threshold)
+        made.experiment.methods[method] = Latent(kind=method, threshold=threshold)
         for direction in ((4, 9), (9, 4)):
             path = layout.counterfactuals("toy", method, *direction).with_suffix(".safetensors")
             tensors, facts = files.load_tensors(path), files.read_metadata(path)
@@ -47,7 +47,7 @@ def made(make: Make) -> Any:
             tensors["angle"] = np.linspace(10, 80, 5 * count).reshape(count, 5) * threshold
             tensors["attack_probability"] = np.linspace(0, 1, 6 * count).reshape(count, 6)
             files.save_tensors(path, tensors, facts)
-    return found
+    return made
 
 
 def figure(kind: str, **changes: object) -> Figure:
@@ -109,6 +109,6 @@ def test_angles_stand_over_their_thresholds(made: Any) -> None:
 
 
 def test_a_method_without_latents_is_named(make: Make, tmp_path: Path) -> None:
-    found = make(pairs=((4, 9),))
+    made = make(pairs=((4, 9),))
     with pytest.raises(UserError, match="method pgd keeps no 'query_latent'"):
-        figures.write(figure("latents", methods=["pgd"]), found.experiment)
+        figures.write(figure("latents", methods=["pgd"]), made.experiment)

@@ -73,9 +73,9 @@ def test_times_come_from_the_timing_files_alone(make: Make) -> None:
     rows = [Row(method="pgd", label="PGD"), Row(method="c3lt", label="C3LT")]
     rows += [Row(method="cem", label="CEM"), Row(method="original-data", label="Original")]
     timed = table(rows=rows, columns=["milliseconds"], paper_values={"toy": {"pgd": {}}})
-    found = inputs.table_inputs(timed, {"toy": made.experiment})
-    assert not any("metrics" in path.parts for path in found)
-    assert layout.timing("toy", "c3lt", 9, 4) in found
+    needed = inputs.table_inputs(timed, {"toy": made.experiment})
+    assert not any("metrics" in path.parts for path in needed)
+    assert layout.timing("toy", "c3lt", 9, 4) in needed
     built = tables.build(timed, {"toy": made.experiment})
     cells = {row.method: built.entry("toy", row.method, "milliseconds").cell for row in rows}
     assert cells["pgd"].value == pytest.approx((10 * 2 + 5 * 5) / 15) and cells["pgd"].images == 15
@@ -440,12 +440,12 @@ def test_published_tables_are_valid_and_complete(monkeypatch: pytest.MonkeyPatch
     names = [name for name in table_names() if name.startswith("c3lt-")]
     assert {"c3lt-table1-digits", "c3lt-table2", "c3lt-table3-fashion-mnist"} <= set(names)
     for name in names:
-        found = load_table(name)
-        methods = {row.method for row in found.rows}
-        for values in found.paper_values.values():
+        loaded = load_table(name)
+        methods = {row.method for row in loaded.rows}
+        for values in loaded.paper_values.values():
             assert set(values) <= methods
             for columns in values.values():
-                assert set(columns) <= set(found.columns)
+                assert set(columns) <= set(loaded.columns)
     first = load_table("c3lt-table1").paper_values
     for methods in first.values():  # COUT is the difference of its two areas, up to rounding
         for values in methods.values():

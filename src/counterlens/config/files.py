@@ -110,7 +110,7 @@ def _part(model: type[BaseModel], place: Iterable[str | int]) -> type[BaseModel]
     for key in place:
         if key in model.model_fields:
             annotation = model.model_fields[str(key)].annotation
-            for found in (annotation, *get_args(annotation)):
-                if isinstance(found, type) and issubclass(found, BaseModel):
-                    model = found
+            for part in (annotation, *get_args(annotation)):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    model = part
     return model

@@ -107,14 +107,14 @@ class Results:
 
     def notes(self, sets: Sequence[tuple[str, Pair]]) -> list[str]:
         """What the metrics remark on sets (method, direction): each remark once, with a count."""
-        found: dict[tuple[str, str], int] = {}
+        counts: dict[tuple[str, str], int] = {}
         for method, direction in sets:
             for column, note in self.direction(method, direction).notes.items():
-                found[column, note] = found.get((column, note), 0) + 1
+                counts[column, note] = counts.get((column, note), 0) + 1
         labels = {name: column.label for name, column in self.columns.items()}
         return [
             f"{labels.get(column, column)}: {note} ({count} of {len(sets)} sets)"
-            for (column, note), count in sorted(found.items())
+            for (column, note), count in sorted(counts.items())
         ]
 
     def cell(
@@ -153,19 +153,19 @@ class Results:
         declared = self.columns[column]
         if declared.per == "pair":
             return self._pair_cell(method, declared, directions)
-        found = [self.direction(method, direction) for direction in directions]
-        reasons = [each.not_available[column] for each in found if column in each.not_available]
-        if any(column in each.not_available and not _has(each, column) for each in found):
+        judged = [self.direction(method, direction) for direction in directions]
+        reasons = [each.not_available[column] for each in judged if column in each.not_available]
+        if any(column in each.not_available and not _has(each, column) for each in judged):
             return Cell("not available", reason=reasons[0])
-        for direction, each in zip(directions, found, strict=True):
+        for direction, each in zip(directions, judged, strict=True):
             if not _has(each, column):
                 stem = layout.metrics(self.experiment.name, method, *direction)
                 raise UserError(f"{stem}.json: lacks the column '{column}'; delete it and rerun")
         if declared.per == "set":
-            values = np.array([each.per_set[column] for each in found], dtype=np.float64)
-            images = sum(each.images for each in found)
+            values = np.array([each.per_set[column] for each in judged], dtype=np.float64)
+            images = sum(each.images for each in judged)
             return Cell("ok", float(values.mean()) * declared.scale, images=images)
-        parts = [each.per_image for each in found]
+        parts = [each.per_image for each in judged]
         if only is not None:
             counted = zip(directions, parts, strict=True)
             parts = [part.loc[part["image"].isin(only[direction])] for direction, part in counted]
@@ -269,12 +269,12 @@ def gates(cards: Iterable[Path]) -> list[Gate]:
     Raises:
         UserError: a card is missing.
     """
-    found = []
+    shown = []
     for path in cards:
         card = files.read_json(path)
         model = inputs.model_name(path.parent)
         for name, gate in sorted(card.get("gates", {}).items()):
-            found.append(
+            shown.append(
                 Gate(
                     model,
                     name,
@@ -284,7 +284,7 @@ def gates(cards: Iterable[Path]) -> list[Gate]:
                     bool(gate["passed"]),
                 )
             )
-    return found
+    return shown
 
 
 def header(column: Column) -> str:

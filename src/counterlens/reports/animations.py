@@ -261,8 +261,8 @@ def run(experiment: Experiment, method: str, pair: Pair) -> None:
     for direction in experiment.pair_directions(pair):
         source, target = direction
         main = True
-        found = load_paths(experiment, method, direction)
-        for facts, path in progress(found, None, f"{source} to {target}"):
+        paths = load_paths(experiment, method, direction)
+        for facts, path in progress(paths, None, f"{source} to {target}"):
             names = [classes[facts[key]] for key in ("predicted_query", "label")]
             name = file_name(f"no{facts['image']}", names[0], names[1], classes[target])
             shown_first = main and names[0] == names[1]

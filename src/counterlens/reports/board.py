@@ -48,26 +48,26 @@ def ranks(cells: Mapping[str, Cell], column: Column) -> dict[str, float]:
 
 def complete(cells: Cells, columns: Sequence[Column]) -> list[Column]:
     """The columns that rank every method which is run: those that a mean rank is taken over."""
-    found = []
+    counted = []
     for column in columns:
         run = {m for m, cell in cells[column.name].items() if _is_run(m, cell)}
         if run and run == set(ranks(cells[column.name], column)):
-            found.append(column)
-    return found
+            counted.append(column)
+    return counted
 
 
 def mean_ranks(cells: Cells, columns: Sequence[Column]) -> dict[str, Cell]:
     """The mean rank of each method over the complete columns, as cells of a column of its own."""
     counted = [ranks(cells[column.name], column) for column in complete(cells, columns)]
-    found: dict[str, Cell] = {}
+    means: dict[str, Cell] = {}
     for method, cell in next(iter(cells.values())).items():
         if not _is_run(method, cell):
-            found[method] = Cell("not defined") if method == ORIGINAL_DATA else cell
+            means[method] = Cell("not defined") if method == ORIGINAL_DATA else cell
         elif not counted:
-            found[method] = Cell("not available", reason="no column ranks every method")
+            means[method] = Cell("not available", reason="no column ranks every method")
         else:
-            found[method] = Cell("ok", float(np.mean([each[method] for each in counted])))
-    return found
+            means[method] = Cell("ok", float(np.mean([each[method] for each in counted])))
+    return means
 
 
 def _is_run(method: str, cell: Cell) -> bool:

@@ -148,16 +148,16 @@ def draw_traversal(figure: Figure, experiment: Experiment) -> Canvas:
         path = tensor_of(tensors, "path", figure, method)
         for row in _pick(table.iloc[: len(path)], direction[1], figure.images):
             shown = np.concatenate([tensors["query"][row][None], path[row]])
-            found = [float(value) for value in table["path_target_probability"].iloc[row]]
-            strips.append((aggregate.direction_name(experiment, direction), shown, found))
+            sure = [float(value) for value in table["path_target_probability"].iloc[row]]
+            strips.append((aggregate.direction_name(experiment, direction), shown, sure))
     columns = max(len(shown) for _, shown, _ in strips)
     drawing = canvas(1.25 * columns, 1.45 * len(strips))
     grid = drawing.subplots(len(strips), columns, squeeze=False)
-    for axes_row, (name, shown, found) in zip(grid, strips, strict=True):
+    for axes_row, (name, shown, sure) in zip(grid, strips, strict=True):
         for step, axes in enumerate(axes_row):
             show(axes, shown[step])
             if step:
-                axes.set_xlabel(f"{found[step - 1]:.2f}", fontsize=8, color=TARGET)
+                axes.set_xlabel(f"{sure[step - 1]:.2f}", fontsize=8, color=TARGET)
         axes_row[0].set_ylabel(name, fontsize=9)
     grid[0][0].set_title("query", fontsize=9)
     for step in range(columns - 1):

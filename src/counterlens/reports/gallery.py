@@ -15,6 +15,7 @@ from PIL import Image
 
 from counterlens import layout
 from counterlens.config import ORIGINAL_DATA, Experiment, Pair
+from counterlens.plan.inputs import methods_on
 from counterlens.reports import aggregate
 from counterlens.runtime import files
 
@@ -133,7 +134,7 @@ def choose(sets: Sequence[_Set], count: int) -> list[int]:
 def gallery(
     experiment: Experiment, count: int
 ) -> tuple[list[dict[str, Any]], dict[str, Any], Pictures]:
-    """The queries of every direction with every method's counterfactual.
+    """The queries of every direction with every method's counterfactual; most methods first.
 
     Args:
         experiment: its counterfactual sets must exist.
@@ -145,8 +146,8 @@ def gallery(
     classes = experiment.classes
     pictures, directions = Pictures(), []
     pending: dict[str, tuple[_Set, int]] = {}
-    for direction in experiment.directions(ORIGINAL_DATA):
-        methods = [m for m in experiment.methods if direction in experiment.directions(m)]
+    methods_of = {d: methods_on(experiment, d) for d in experiment.directions(ORIGINAL_DATA)}
+    for direction, methods in sorted(methods_of.items(), key=lambda item: -len(item[1])):
         if not methods:
             continue
         sets = {m: _load_set(experiment.name, m, direction) for m in methods}
@@ -183,7 +184,7 @@ def gallery(
                 "name": aggregate.direction_name(experiment, direction, " → "),
                 "source": classes[source],
                 "target": classes[target],
-                "methods": methods,
+                "methods": list(methods),
                 "images": len(sets[methods[0]].table),
                 "queries": queries,
             }

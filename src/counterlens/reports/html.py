@@ -26,7 +26,6 @@ from counterlens.config import (
     figure_names,
     load_figure,
     load_table,
-    pair_name,
     table_names,
 )
 from counterlens.experiments import load_experiment
@@ -37,6 +36,8 @@ from counterlens.reports.gallery import data_uri, gallery
 from counterlens.runtime import files
 
 QUERIES = 12
+OPEN = 3
+"""How many of the queries are shown before the reader asks for the others."""
 IMAGE_BUDGET = 6_000_000
 SHEET_WIDTH = 640
 CHART = (250, 96)
@@ -70,9 +71,12 @@ def _results_table(
     cells: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
     reasons: list[str] = []
     for column in columns:
-        found = {m: results.cell(m, column.name, directions, interval=interval) for m in methods}
-        winners = aggregate.best(found, column)
-        for method, cell in found.items():
+        of_methods = {
+            method: results.cell(method, column.name, directions, interval=interval)
+            for method in methods
+        }
+        winners = aggregate.best(of_methods, column)
+        for method, cell in of_methods.items():
             note = None
             if cell.reason is not None:
                 if cell.reason not in reasons:
@@ -182,7 +186,7 @@ def _chart(column: str, scopes: dict[str, pd.DataFrame]) -> dict[str, Any] | Non
 
 def sheets(experiment: Experiment) -> list[dict[str, str]]:
     """The sample sheets of the generators."""
-    found = []
+    shown = []
     for path in inputs.sample_sheets(experiment):
         _, name, scope = inputs.model_name(path.parent).split("/")
         with Image.open(path) as opened:
@@ -192,63 +196,8 @@ def sheets(experiment: Experiment) -> list[dict[str, str]]:
             picture = picture.resize((SHEET_WIDTH, height), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", optimize=True)
-        found.append({"name": name, "scope": scope, "src": data_uri(buffer.getvalue())})
-    return found
-
-
-def commands(experiment: Experiment) -> list[dict[str, Any]]:
-    """How to make this page again: through the workflow, and stage by stage."""
-    name, scale = experiment.name, experiment.scale
-    dataset = experiment.dataset.arguments()
-
-    def stage(name: str, *options: str) -> str:
-        return " ".join(
-            [f"counterlens {name} --experiment {experiment.name} --scale {scale}", *options]
-        )
-
-    lines = [
-        *(f"counterlens fetch --dataset {dataset} --file {f}" for f in experiment.dataset.files),
-        f"counterlens prepare --dataset {dataset}",
-        stage("classifier"),
-        *(stage("oracle", f"--oracle {oracle}") for oracle in inputs.trained_oracles(experiment)),
-        *(
-            stage("generator", f"--generator {generator}", f"--scope {scope}")
-            for generator in experiment.generators
-            for scope in experiment.scopes(generator)
-        ),
-    ]
-    shards = experiment.evaluation.shards
-    lines += [
-        stage("fit", f"--method {method}", f"--scope {scope}")
-        for method in experiment.trained_methods()
-        for scope in experiment.training_scopes(method)
-    ]
-    for method in experiment.methods:
-        for source, target in experiment.directions(method):
-            which = [f"--method {method}", f"--source {source}", f"--target {target}"]
-            if shards == 1:
-                lines.append(stage("explain", *which))
-            else:
-                for number in range(1, shards + 1):
-                    lines.append(stage("explain", *which, f"--shard {number} --of {shards}"))
-                lines.append(stage("gather", *which, f"--of {shards}"))
-            lines.append(stage("metrics", *which))
-    for source, target in experiment.directions(ORIGINAL_DATA):
-        which = [f"--source {source}", f"--target {target}"]
-        lines.append(stage("original-data", *which))
-        lines.append(stage("metrics", f"--method {ORIGINAL_DATA}", *which))
-    if experiment.pooled():
-        lines += [
-            stage("metrics", f"--method {method}", f"--pair {pair_name(pair)}")
-            for method in (*experiment.methods, ORIGINAL_DATA)
-            for pair in experiment.method_pairs(method)
-        ]
-    lines.append(stage("report"))
-    workflow = f"snakemake {layout.report(name).as_posix()} --cores 2 --config scale={scale}"
-    return [
-        {"title": "Everything, through the workflow", "lines": [workflow]},
-        {"title": "Stage by stage", "lines": lines},
-    ]
+        shown.append({"name": name, "scope": scope, "src": data_uri(buffer.getvalue())})
+    return shown
 
 
 def boards(
@@ -299,7 +248,7 @@ def render(
     predictions = pd.read_parquet(inputs.predictions(experiment))
     correct = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
     card = files.read_json(inputs.dataset_card(experiment))
-    found = aggregate.gates(inputs.cards(experiment))
+    gates = aggregate.gates(inputs.cards(experiment))
     return page.render(
         "report.html.j2",
         experiment=experiment,
@@ -325,9 +274,11 @@ def render(
         data=data,
         curves=curves(experiment),
         sheets=sheets(experiment),
-        gates=found,
-        failed=[gate for gate in found if not gate.passed],
-        commands=commands(experiment),
+        gates=gates,
+        failed=[gate for gate in gates if not gate.passed],
+        command=f"snakemake {layout.report(experiment.name).as_posix()} --cores 2 "
+        f"--config scale={experiment.scale}",
+        open=OPEN,
     )
 
 
@@ -362,8 +313,8 @@ def _reference(picture: dict[str, str | None]) -> str | None:
 def run(name: str, scale: Scale) -> None:
     """The stage `report`: `results/<experiment>/report.html`."""
     experiment = load_experiment(name, scale)
-    found = [load_table(table) for table in table_names()]
-    ranked = [table for table in found if table.ranked and table.experiments == (name,)]
+    every = [load_table(table) for table in table_names()]
+    ranked = [table for table in every if table.ranked and table.experiments == (name,)]
     drawn = [load_figure(figure) for figure in figure_names()]
     pareto = [f for f in drawn if f.kind == "pareto" and f.experiment == name]
     files.write_text(layout.report(name), render(experiment, ranked, pareto))

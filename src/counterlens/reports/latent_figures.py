@@ -92,14 +92,14 @@ def draw_angle(figure: Figure, experiment: Experiment) -> Canvas:
     traces: list[np.ndarray] = []
     starts = np.empty((0, len(THRESHOLDS)))
     for method in methods:
-        found = [drawing.load_set(experiment, method, d)[0] for d in figure.directions]
+        sets = [drawing.load_set(experiment, method, d)[0] for d in figure.directions]
         angles.append(
-            np.concatenate([drawing.tensor_of(each, "angle", figure, method) for each in found])
+            np.concatenate([drawing.tensor_of(each, "angle", figure, method) for each in sets])
         )
-        traces.append(np.concatenate([each["attack_probability"] for each in found]))
+        traces.append(np.concatenate([each["attack_probability"] for each in sets]))
         if method == figure.methods[0]:
             name = "angle_by_threshold"
-            parts = [drawing.tensor_of(each, name, figure, method) for each in found]
+            parts = [drawing.tensor_of(each, name, figure, method) for each in sets]
             starts = np.concatenate(parts)
     if min(each.shape[1] for each in angles) == 0 or len({len(each) for each in angles}) > 1:
         raise UserError(f"figure {figure.name}: the methods must make updates, of the same images")

@@ -41,6 +41,7 @@
   const filter = byId("filter");
   const boxes = [...document.querySelectorAll('input[name="method"]')];
   const show = () => {
+    if (filter.value === "failed") for (const more of document.querySelectorAll(".more")) more.open = true;
     const left = new Set(boxes.filter((box) => !box.checked).map((box) => box.value));
     for (const panel of panels) {
       let shown = 0;
