@@ -564,6 +564,44 @@ def test_attributes_that_the_dataset_lacks(write) -> None:
     assert "classifier.attribute_weight: 'digits' has no attributes" in message
 
 
+PICTURES = {"kind": "image-folder", "folder": "pictures", "names": [str(k) for k in range(10)]}
+
+
+@pytest.mark.parametrize(
+    ("size", "generator", "told"),
+    [
+        ([12, 40], {"kind": "vae"}, "images of 12x40 are too small, it needs at least 16 pixels"),
+        ([8, 8], {"kind": "ddpm"}, "images of 8x8 are too small"),
+        (
+            [256, 320],
+            {"kind": "biggan", "folder": "f", "imagenet": list(range(10))},
+            "colour images of 128x128, 256x256 or 512x512; those of 'pictures-256x320' are 256x320",
+        ),
+        (
+            [28, 32],
+            {"kind": "guided-diffusion", "file": "f", "sha256": "0" * 64},
+            "images of 28x32: the sides must be multiples of 32",
+        ),
+    ],
+)
+def test_images_that_a_generator_cannot_make(
+    write, size: list[int], generator: dict[str, Any], told: str
+) -> None:
+    def change(e: dict[str, Any]) -> None:
+        e["dataset"] = {**PICTURES, "size": size}
+        e["classifier"] = {"kind": "gap-resnet"}
+        e["generators"] = {"made": generator}
+        e["methods"] = {"pgd": e["methods"]["pgd"]}
+
+    message = error_of(write, changed(change))
+    assert message.startswith("generators.made: ") and told in message
+
+
+def test_images_that_a_classifier_cannot_see(write) -> None:
+    message = error_of(write, changed(lambda e: e.update(dataset={**PICTURES, "size": [28, 15]})))
+    assert message.startswith("classifier: images of 28x15 are too small")
+
+
 def test_one_direction_of_each_pair(write) -> None:
     write(changed(lambda e: e["evaluation"].update(directions="forward")))
     e = load_experiment("tiny", "published")

@@ -76,9 +76,10 @@ def test_has_gap_means_what_it_says(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_shapes_and_classes(kind: str) -> None:
-    model = create(kind, shape=(3, 32, 32), classes=4)
-    assert model(images(2, channels=3, side=32)).shape == (2, 4)
+@pytest.mark.parametrize("size", [(32, 32), (16, 16), (17, 23), (28, 40)], ids=str)
+def test_other_shapes_and_classes(kind: str, size: tuple[int, int]) -> None:
+    model = create(kind, shape=(3, *size), classes=4)
+    assert model(torch.rand(2, 3, *size)).shape == (2, 4)
 
 
 def test_a_frozen_classifier_lets_gradients_through_to_images_only(model: Classifier) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,6 +240,14 @@ def test_steex_moves_its_codes(options: Options) -> None:
     answer = STEEX(chosen, task).explain(x, torch.tensor([0, 1]), torch.tensor([1, 0]))
     change = answer.extras["code_change"]
     assert (change[:, [0, 3]] == 0).all() and (change[:, [1, 2]] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((3, 64, 32), True), ((3, 60, 64), False), ((1, 64, 64), False)]
+)
+def test_sizes(options: Options, shape: tuple[int, int, int], fits: bool) -> None:
+    reason = options.unsuited(SimpleNamespace(shape=shape))  # type: ignore[arg-type]
+    assert (reason is None) == fits and (fits or "multiples of 32" in str(reason))
 
 
 def test_what_does_not_fit_is_told(options: Options, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from counterlens import plugins
 from counterlens.bench import peers
 from counterlens.classifiers.base import Classifier
-from counterlens.config import MethodOptions
+from counterlens.config import MethodOptions, Options
 from counterlens.data.base import ImageSet
 from counterlens.generators.base import Generator, Training
 from counterlens.methods.base import Method, Task
@@ -34,6 +34,7 @@ GENERATORS: dict[str, dict[str, Any]] = {
         "groups": 8,
     },
     "cem-autoencoder": {"kind": "cem-autoencoder", "width": 4},
+    "pgan": {"kind": "pgan", "width": 4, "latent_dim": 8},
     "beta-tcvae": {"kind": "beta-tcvae", "width": 4, "latent_dim": 8},
     "sean": {"kind": "sean", "segmentation": "strokes", "width": 4, "code_dim": 8},
 }
@@ -103,6 +104,18 @@ METHODS: dict[str, dict[str, Any]] = {
     "pgd": {"epsilon": 0.2, "step_size": 0.05, "steps": 4},
     "steex": {"steps": 6, "lr": 0.1},
 }
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., Options]:
+    """The options of a tiny generator by its id here, or of a tiny method by its kind."""
+
+    def make(section: str, name: str, **changes: Any) -> Options:
+        known = GENERATORS[name] if section == "generators" else {"kind": name, **METHODS[name]}
+        content = {**known, **changes}
+        return plugins.options_class(section, content["kind"]).model_validate(content)
+
+    return make
 
 
 def separate(classifier: Classifier, data: ImageSet) -> None:

@@ -8,9 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from counterlens.methods.mirror_cfe import MirrorCFE, Training, pick
-from counterlens.methods.parts.mirror_generator import patch_discriminator
+from counterlens.methods.parts.mirror_generator import (
+    MirrorGenerator,
+    Pooling,
+    patch_discriminator,
+)
 from counterlens.methods.parts.reflection import lift, reflect, spatial_prior
 from counterlens.runtime.seeding import generator
 
@@ -423,7 +428,41 @@ def test_pick_takes_every_choice_of_a_label_equally_often() -> None:
     assert len(counts) == 3 and (counts - 1000).abs().max() < 120
 
 
-@pytest.mark.parametrize(("shape", "side"), [((1, 28, 28), 7), ((3, 64, 64), 8)])
-def test_the_discriminator_judges_patches(shape, side) -> None:
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((1, 28, 28), (7, 7)), ((3, 64, 64), (8, 8)), ((1, 17, 256), (8, 128)), ((1, 8, 9), (8, 9))],
+)
+def test_the_discriminator_judges_patches(shape, size) -> None:
     critic = patch_discriminator(shape)
-    assert critic(torch.rand(2, *shape)).shape == (2, 1, side, side)
+    assert critic(torch.rand(2, *shape)).shape == (2, 1, *size)
+
+
+# Other sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "less"), [((28, 28), (7, 7)), ((17, 23), (5, 6)), ((17, 23), (4, 5)), ((9, 9), (4, 4))]
+)
+def test_pooling_gives_means(size: tuple[int, int], less: tuple[int, int]) -> None:
+    """Of stages that halve and round up, as (5, 6), or down; of equal windows where there are."""
+    x = torch.rand(2, 3, *size, requires_grad=True)
+    found = Pooling(less)(x)
+    assert found.shape == (2, 3, *less)
+    assert ((found >= 0) & (found <= 1)).all()
+    if size == (28, 28):
+        assert torch.equal(found, functional.avg_pool2d(x, 4))
+    found.sum().backward()
+    assert x.grad is not None and (x.grad > 0).all()
+
+
+@pytest.mark.parametrize("ssc", ["full", "no-csp", "skip"])
+def test_the_generator_draws_images_of_any_size(ssc: str) -> None:
+    sizes, channels, shape = [(17, 23), (9, 12), (5, 6)], [2, 3, 4], (3, 34, 45)
+    model = MirrorGenerator(channels, sizes, shape, ssc, 6)
+    maps = [torch.rand(2, d, *size) for d, size in zip(channels, sizes, strict=True)]
+    moved = maps[-1].clone().requires_grad_(True)
+    mask = torch.ones(2, 1, *sizes[-1])
+    images = model(moved, maps[:-1], model.inward(maps), mask)
+    assert images.shape == (2, *shape) and ((images >= 0) & (images <= 1)).all()
+    (gradient,) = torch.autograd.grad(images.sum(), moved)
+    assert gradient.any()
