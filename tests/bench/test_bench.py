@@ -55,14 +55,14 @@ SEARCHES = """
 REFERENCES = Path(__file__).parents[1] / "methods" / "references.py"
 
 
-class Answering:
-    """What `results` uses of a method: a classifier that gives every image one class."""
+class Thresholding:
+    """What `results` uses of a method: a classifier whose class 1 are the bright images."""
 
-    def __init__(self, label: int) -> None:
-        self.task, self.classifier, self.label = self, self, label
+    def __init__(self) -> None:
+        self.task = self.classifier = self
 
     def probabilities(self, x: Tensor) -> Tensor:
-        return nn.functional.one_hot(torch.full((len(x),), self.label), 10).float()
+        return nn.functional.one_hot((x.mean(dim=(1, 2, 3)) > 0.5).long(), 10).float()
 
 
 class StandIn:
@@ -275,25 +275,20 @@ def test_searches_are_compared_with_the_published_ones(
     assert capsys.readouterr().out.count(f"x the images per second of {REFERENCES} (3 images") == 2
 
 
-def test_searches_that_find_nothing_agree_on_nothing() -> None:
-    x = torch.rand(2, 1, 28, 28)
-    batch = measure.Batch(x, torch.zeros(2).long(), torch.ones(2).long(), [], [])
-    for found in (False, True):
-        ours = Explanation(1 - x, torch.tensor([found, False]))
-        judged = measure.results(Answering(1), batch, ours, 1 - x)  # type: ignore[arg-type]
-        assert judged["agree"] == found
-
-
-@pytest.mark.parametrize(("ours", "theirs", "agree"), [(0.5, 0.51, True), (0.5, 0.53, False)])
-def test_results_agree_where_images_are_changed_as_much(
-    ours: float, theirs: float, agree: bool
+@pytest.mark.parametrize(
+    ("ours", "theirs", "found", "agree"),
+    [(0.6, 0.8, True, True), (0.6, 0.8, False, False), (0.6, 0.2, True, False)],
+)
+def test_results_agree_where_as_many_are_valid_and_some_are_found(
+    ours: float, theirs: float, found: bool, agree: bool
 ) -> None:
     x = torch.zeros(2, 1, 28, 28)
     batch = measure.Batch(x, torch.zeros(2).long(), torch.ones(2).long(), [], [])
-    answer = Explanation(x + ours, torch.tensor([True, True]))
-    judged = measure.results(Answering(1), batch, answer, x + theirs)  # type: ignore[arg-type]
+    answer = Explanation(torch.cat([x, x]) + ours, torch.tensor([found, False, True, True]))
+    judged = measure.results(Thresholding(), batch, answer, x + theirs)  # type: ignore[arg-type]
     assert judged["agree"] == agree
-    assert judged["results"]["mean change"]["ours"] == pytest.approx(ours)
+    assert judged["results"]["validity"] == {"ours": ours > 0.5, "theirs": theirs > 0.5}
+    assert judged["results"]["mean change"]["theirs"] == pytest.approx(theirs)
 
 
 def test_the_papers_times_stand_beside_ours(
