@@ -267,7 +267,8 @@ def test_unknown_dataset_or_file_is_a_user_error(tmp_path):
 def test_fetching_and_preparing_import_neither_torch_nor_sklearn():
     script = (
         "import sys; from counterlens import plugins; "
-        "from counterlens.data import base; from counterlens.data.formats import fetch, prepare, weights; "
+        "from counterlens.data import base; "
+        "from counterlens.data.formats import fetch, prepare, weights; "
         "[plugins.implementation('data', kind, base.Dataset) for kind in plugins.known('data')]; "
         "print([m for m in ('torch', 'sklearn') if m in sys.modules])"
     )
