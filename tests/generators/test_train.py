@@ -120,7 +120,7 @@ def test_which_training_serves_a_pair(experiment) -> None:
 def test_a_scope_that_is_not_the_generators(experiment) -> None:
     with pytest.raises(UserError, match=r"--scope 4-9: generator dcgan is trained on 'all-cla"):
         train.run(experiment.models, "dcgan", "4-9", CPU)
-    with pytest.raises(UserError, match="--scope all-classes: generator encoder .* a pair such as"):
+    with pytest.raises(UserError, match=r"--scope all-classes: generator encoder .* a pair such"):
         train.run(experiment.models, "encoder", "all-classes", CPU)
 
 
