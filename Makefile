@@ -20,8 +20,7 @@ PRUNE_TARGETS ?= all demo
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-# The target stands first: Snakemake's --resources takes every word that follows it.
-RUN = snakemake $(1) --cores $(CORES) --resources gpu=$(GPU) $(if $(GPUS),,--config threads=1) $(ARGS)
+RUN = snakemake --cores $(CORES) --resources gpu=$(GPU) $(if $(GPUS),,--config threads=1) $(1) $(ARGS)
 
 .PHONY: help
 help: ## list these targets

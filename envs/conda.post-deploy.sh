@@ -18,4 +18,6 @@ if hashlib.sha256(Path("envs/requirements.lock").read_bytes()).hexdigest() != sy
 CHECK
 python -m pip install --disable-pip-version-check --no-deps --require-hashes \
     --requirement envs/requirements.lock
-python -m pip install --disable-pip-version-check --no-deps --no-build-isolation --editable .
+# Last, and anew: the package brings a command `snakemake` in place of the one installed before.
+python -m pip install --disable-pip-version-check --no-deps --no-build-isolation \
+    --force-reinstall --editable .

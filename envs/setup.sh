@@ -6,7 +6,8 @@ cd "$(dirname "$0")/.."
 
 stamp=.venv/.counterlens
 state="$(pwd) $(cat envs/requirements.lock pyproject.toml | cksum)"
-if [[ -x .venv/bin/counterlens && -f $stamp && "$(cat "$stamp")" == "$state" ]]; then
+if [[ -x .venv/bin/counterlens && -f $stamp && "$(cat "$stamp")" == "$state" ]] &&
+    grep -q counterlens .venv/bin/snakemake; then
     exit 0
 fi
 
@@ -23,6 +24,7 @@ if [[ $kept == no ]]; then
 fi
 export VIRTUAL_ENV="$PWD/.venv"
 "$uv" pip sync --compile-bytecode --require-hashes envs/requirements.lock
-"$uv" pip install --quiet --no-deps --no-build-isolation --editable .
+# Last, and anew: the package brings a command `snakemake` in place of the one synced before.
+"$uv" pip install --quiet --no-deps --no-build-isolation --reinstall --editable .
 printf '%s\n' "$state" > "$stamp"
 echo "setup: .venv is ready"

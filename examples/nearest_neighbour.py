@@ -21,12 +21,11 @@ from counterlens.runtime.training import Checkpoint, History
 
 
 class Options(MethodOptions):
-    """The first `per_class` training images of both classes are kept; `shape` is (C, H, W)."""
+    """The first `per_class` training images of both classes are kept."""
 
     trainable: ClassVar[bool] = True
 
     per_class: int = Field(default=100, gt=0)
-    shape: tuple[int, int, int] = (1, 28, 28)
 
 
 class NearestNeighbour(Method):
@@ -36,7 +35,7 @@ class NearestNeighbour(Method):
         super().__init__(options, task)
         self.options: Options = options
         self.bank = nn.Module()
-        self.bank.register_buffer("images", torch.zeros(2, options.per_class, *options.shape))
+        self.bank.register_buffer("images", torch.zeros(2, options.per_class, *task.shape))
         self.bank.to(task.device)
 
     def trained(self) -> nn.Module:

@@ -83,7 +83,7 @@ def shapes() -> Callable[..., ImageSet]:
 
 @pytest.fixture
 def make_experiment() -> Callable[..., Experiment]:
-    """An experiment with its own models on the digits' shape, as a test asks for it.
+    """An experiment with its own models on MNIST's shape, as a test asks for it.
 
     `classifier` is the options of the only one, or the id of one of `classifiers`.
     """
@@ -111,7 +111,7 @@ def make_experiment() -> Callable[..., Experiment]:
             name=name,
             scale=sections.pop("scale", "small"),
             seed=sections.pop("seed", 85),
-            dataset=sections.pop("dataset", options("data", {"kind": "digits"})),
+            dataset=sections.pop("dataset", options("data", {"kind": "mnist"})),
             classifiers=classifiers,
             generators=named("generators"),
             oracles=named("oracles"),
@@ -131,7 +131,7 @@ def make_experiment() -> Callable[..., Experiment]:
 def prepared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: Callable[..., ImageSet]
 ) -> Callable[..., None]:
-    """Prepare square images as the digits dataset, in an empty folder that becomes the current."""
+    """Prepare square images as MNIST, in an empty folder that becomes the current."""
     monkeypatch.chdir(tmp_path)
 
     def write(train: int, test: int, labels: Sequence[int] = (4, 9)) -> None:
@@ -144,7 +144,7 @@ def prepared(
                 "images": (data.images * 255).round().byte().numpy(),
                 "labels": data.labels.numpy(),
             }
-            files.save_tensors(layout.prepared("digits", split), tensors)
+            files.save_tensors(layout.prepared("mnist", split), tensors)
 
     return write
 

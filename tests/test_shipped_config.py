@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from counterlens.config import load_figure, load_project, load_table, table_names
+from counterlens.config import figure_names, load_figure, load_project, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
@@ -18,7 +18,6 @@ from counterlens.plan.inputs import figure_methods
 
 SHIPPED = Path(__file__).parents[1] / "config"
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
-FIGURES = sorted(path.stem for path in (SHIPPED / "figures").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -96,12 +95,14 @@ def test_the_published_values_of_c3lt(root: Path) -> None:
     assert "pgan" not in small.generators
 
 
-@pytest.mark.parametrize("name", FIGURES)
-def test_every_shipped_figure_loads(name: str, root: Path) -> None:
-    figure = load_figure(name)
-    e = load_experiment(figure.experiment, "small")
-    for method in figure_methods(figure, e):
-        assert set(figure.directions) <= set(e.directions(method))
+def test_every_shipped_figure_loads(root: Path) -> None:
+    names = figure_names()
+    assert len(names) == len(set(names)) > 40 and "c3lt-figure3-fashion-mnist" in names
+    for name in names:
+        figure = load_figure(name)
+        e = load_experiment(figure.experiment, "small")
+        for method in figure_methods(figure, e):
+            assert set(figure.directions) <= set(e.directions(method)), (name, method)
 
 
 @pytest.mark.parametrize("figure", ["c3lt-figure3", "c3lt-figure10"])
@@ -120,9 +121,9 @@ def test_tables_1_to_3_of_c3lt_are_about_six_directions(name: str, scale: Any, r
     six = e.directions("original-data")
     assert len(six) == 6
     for number in (1, 2, 3):
-        table = load_table(f"c3lt-table{number}")
-        for method in inputs.table_methods(table, e):
-            assert inputs.table_directions(table, e, method) == six, (number, method)
+        view = inputs.TableView(load_table(f"c3lt-table{number}"), e)
+        for method in view.methods:
+            assert view.directions(method) == six, (number, method)
 
 
 def test_every_shipped_table_loads(root: Path) -> None:
@@ -157,6 +158,15 @@ def test_a_reduction_of_an_extension_may_remove_what_it_adds(copied_project: Pat
     assert small.generators["dcgan"] == load_experiment("digits", "small").generators["dcgan"]
 
 
+def test_methods_have_the_names_of_their_papers(root: Path) -> None:
+    e = load_experiment("digits", "small")
+    shown = ("c3lt", "c3lt-n3", "mirror-cfe", "no-attack", "steex", "original-data", "absent")
+    names = ("C3LT", "C3LT (n3)", "Mirror-CFE", "ECED (no-attack)", "STEEX (lite)")
+    assert tuple(map(e.label, shown)) == (*names, "Original data", "absent")
+    board = {row.method: row.label for row in load_table("board").rows if row.method != "pgd"}
+    assert {method: e.label(method) for method in board} == board
+
+
 def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
     whole, part = load_table("c3lt-table1"), load_table("c3lt-table1-digits")
     assert part.experiments == ("digits",)
@@ -165,6 +175,38 @@ def test_a_variant_is_the_table_on_other_experiments(root: Path) -> None:
         load_table("c3lt-table1-cats")
     with pytest.raises(UserError, match="no such table"):
         load_table("c3lt-table")
+
+
+def test_a_variant_of_a_figure_has_the_keys_of_its_file_but_its_own(root: Path) -> None:
+    whole, part = load_figure("c3lt-figure3"), load_figure("c3lt-figure3-fashion-mnist")
+    own = {"name", "title", "experiment", "directions"}
+    assert part.experiment == "c3lt-fashion-mnist" and part.directions[0] == (4, 6)
+    assert part.title == "C3LT, Figure 3: queries and counterfactuals on Fashion-MNIST"
+    assert part.model_dump(exclude=own) == whole.model_dump(exclude=own)
+    assert load_figure("cecas-figure3-mnist").notes == () != load_figure("cecas-figure3").notes
+
+
+def test_a_file_without_an_experiment_is_no_figure_itself(root: Path) -> None:
+    names = figure_names()
+    assert {"eced-figure1-cats", "board-mnist-realism"} <= {*names} and names == sorted(names)
+    assert not {"eced-figure1", "board"} & {*names}
+    for name in ("eced-figure1", "c3lt-figure3-cats"):
+        with pytest.raises(UserError, match=r"no such figure; known: .*c3lt-figure3-fashion"):
+            load_figure(name)
+
+
+@pytest.mark.parametrize(
+    ("variant", "told"),
+    [
+        ("c3lt-fashion-mnist", r"variants\.more: a mapping of keys is expected"),
+        ("{titel: Three}", r"c3lt-figure5\.yaml: titel: unknown key; allowed: columns, dir"),
+    ],
+)
+def test_mistakes_in_variants_of_figures(copied_project: Path, variant: str, told: str) -> None:
+    path = copied_project / "config/figures/c3lt-figure5.yaml"
+    path.write_text(f"{path.read_text()}variants:\n  more: {variant}\n")
+    with pytest.raises(UserError, match=told):
+        load_figure("c3lt-figure5-more")
 
 
 def test_mistakes_in_tables_and_figures(copied_project: Path) -> None:

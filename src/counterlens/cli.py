@@ -139,6 +139,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--pair", required=True, help="a pair such as 4-9")
     with_experiment(stage("report", report, "build an experiment's HTML report"))
     stage("check", check, "validate every file under config/")
+    found = stage("record", record, "have DVC record what a target was made from")
+    found.add_argument("target", help="a table, figure or experiment, or models_<dataset>")
 
     found = stage("bench", bench, "measure what a counterfactual costs; no rule runs this")
     with_device(with_experiment(found)).add_argument("--pair", help="default: the first pair")
@@ -146,9 +148,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
     found.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
     found.add_argument("--warm-up", type=int, default=3, help="runs before those (default 3)")
-    found.add_argument("--peer", choices=("torchattacks",), help="to compare PGD with")
-    help = "images for the published one-at-a-time search of cem and cve (default 0: none)"
-    found.add_argument("--sequential", type=int, default=0, help=help)
+    help = "another implementation: torchattacks, or path/to/file.py; may be repeated"
+    found.add_argument("--peer", action="append", help=help)
+    help = "images for the peers, which may be slow (default: all)"
+    found.add_argument("--peer-images", type=int, help=help)
     found.add_argument("--beside", help="a method that each other one is timed in turn with")
     help = "networks with fresh weights, for methods whose work does not depend on them"
     found.add_argument("--untrained", action="store_true", help=help)
@@ -367,25 +370,31 @@ def check(arguments: Arguments) -> None:
     )
 
 
+def record(arguments: Arguments) -> None:
+    from counterlens.plan import record
+    from counterlens.plan.plan import Plan
+
+    record.run(Plan({}), arguments.target)
+
+
 def bench(arguments: Arguments) -> None:
     from counterlens.config import load_table
 
     chosen, where = experiment(arguments), device(arguments)
     table = load_table(arguments.table) if arguments.table else None
     from counterlens.bench import bench
+    from counterlens.bench.measure import Rounds
+    from counterlens.bench.settings import Settings
 
-    bench.run(
-        chosen,
-        where,
+    settings = Settings(
         pair=arguments.pair,
-        images=arguments.images,
-        repeats=arguments.repeats,
         methods=arguments.method or (),
-        peer=arguments.peer,
-        sequential=arguments.sequential,
-        warm_up=arguments.warm_up,
+        images=arguments.images,
+        rounds=Rounds(arguments.repeats, arguments.warm_up, arguments.at_most),
         beside=arguments.beside,
+        peers=arguments.peer or (),
+        peer_images=arguments.peer_images,
         untrained=arguments.untrained,
         table=table,
-        at_most=arguments.at_most,
     )
+    bench.run(chosen, where, settings)

@@ -7,13 +7,16 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from counterlens import layout
-from counterlens.bench import bench
+from counterlens.bench import bench, measure
+from counterlens.bench.measure import Rounds
+from counterlens.bench.settings import Settings
 from counterlens.classifiers import base as classifiers
 from counterlens.config import Experiment, Row, Table
 from counterlens.data.formats.prepare import prepare
@@ -22,7 +25,6 @@ from counterlens.experiments import load_experiment
 from counterlens.generators import base as generators
 from counterlens.methods import base as methods
 from counterlens.methods.base import Explanation
-from counterlens.methods.cem import CEM
 from counterlens.runtime import files
 from counterlens.runtime.training import save_model
 
@@ -46,6 +48,23 @@ evaluation: {images: 5}
 """
 
 
+SEARCHES = """
+  cem: {kind: cem, autoencoder: cem-autoencoder, search_steps: 3, iterations: 40}
+  cve: {kind: cve, cell: 2, per_class: 20}
+"""
+REFERENCES = Path(__file__).parents[1] / "methods" / "references.py"
+
+
+class Answering:
+    """What `results` uses of a method: a classifier that gives every image one class."""
+
+    def __init__(self, label: int) -> None:
+        self.task, self.classifier, self.label = self, self, label
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(torch.full((len(x),), self.label), 10).float()
+
+
 class StandIn:
     """What bench uses of torchattacks."""
 
@@ -59,8 +78,9 @@ class StandIn:
         self.targeted = True
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
-        assert self.targeted and self.random_start and self.steps == 3
-        moved = (images + self.eps * (2 * torch.rand_like(images) - 1)).clamp(0, 1)
+        assert self.targeted and self.steps == 3
+        noise = 2 * torch.rand_like(images) - 1 if self.random_start else torch.zeros_like(images)
+        moved = (images + self.eps * noise).clamp(0, 1)
         for _ in range(self.steps):
             moved.requires_grad_(True)
             loss = nn.functional.cross_entropy(self.model(moved), labels)
@@ -75,15 +95,20 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Everything that `c3lt` and `pgd` need for the pair 4-9."""
     monkeypatch.chdir(tmp_path)
     files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
-    found = load_experiment("tiny", "small")
-    prepare(found.dataset, layout.raw("digits"), layout.PREPARED / "digits")
-    torch.manual_seed(0)
-    save_model(classifiers.model_file(found), classifiers.create(found))
+    loaded = load_experiment("tiny", "small")
+    prepare(loaded.dataset, layout.raw("digits"), layout.PREPARED / "digits")
+    torch.manual_seed(2)  # of a classifier that an attack turns to 9
+    save_model(
+        classifiers.model_file(loaded.models, "lenet"), classifiers.create(loaded.models, "lenet")
+    )
     for name, scope in (("dcgan", "all-classes"), ("encoder", "4-9")):
-        save_model(generators.model_file(found, name, scope), generators.create(found, name))
-    trained = methods.create(found, "c3lt", "4-9", CPU).trained()
+        save_model(
+            generators.model_file(loaded.models, name, scope),
+            generators.create(loaded.models, name),
+        )
+    trained = methods.create(loaded, "c3lt", "4-9", CPU).trained()
     save_model(layout.method("tiny", "c3lt", "4-9") / "model.safetensors", trained)
-    return found
+    return loaded
 
 
 @pytest.fixture
@@ -96,19 +121,24 @@ def torchattacks(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
     return attack
 
 
+def ask(experiment: Experiment, images: int = 2, repeats: int = 1, **settings: Any) -> dict:
+    rounds = Rounds(repeats, warm_up=0)
+    return bench.run(experiment, CPU, Settings(images=images, rounds=rounds, **settings))
+
+
 def test_every_available_method_is_measured(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = bench.run(experiment, CPU, images=4, repeats=2)
+    result = ask(experiment, images=4, repeats=2)
     assert json.loads(Path("results/benchmarks/tiny.json").read_text()) == result
-    assert (result["direction"], result["images"], result["repeats"]) == ([4, 9], 4, 2)
+    assert (result["direction"], result["repeats"], result["warm_up"]) == ([4, 9], 2, 0)
     assert set(result["methods"]) == {"c3lt", "pgd"}
     for entry in result["methods"].values():
-        assert entry["seconds_per_image"] > 0
+        assert entry["images"] == 4 and entry["seconds_per_image"] > 0
         assert entry["bare"]["seconds_per_image"] > 0
         assert entry["bare"]["ratio"] > 0
         assert "peer" not in entry
-    assert result["methods"]["pgd"]["bare"]["passes"].startswith("3 x")
+    assert result["methods"]["pgd"]["bare"]["name"].startswith("3 x")
     assert "untrained/4-9/model.safetensors: no such file" in result["skipped"]["untrained"]
     assert result["skipped"]["elsewhere"] == "is not run on the pair 4-9"
     printed = capsys.readouterr().out
@@ -116,7 +146,7 @@ def test_every_available_method_is_measured(
 
 
 def test_methods_may_be_chosen(experiment: Experiment) -> None:
-    result = bench.run(experiment, CPU, "4-9", 2, 1, methods=["pgd"])
+    result = ask(experiment, pair="4-9", methods=["pgd"])
     assert set(result["methods"]) == {"pgd"}
     assert not result["skipped"]
 
@@ -124,18 +154,19 @@ def test_methods_may_be_chosen(experiment: Experiment) -> None:
 def test_a_method_beside_another(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = bench.run(experiment, CPU, "4-9", 2, 1, methods=["c3lt", "pgd"], beside="c3lt")
+    result = ask(experiment, methods=["c3lt", "pgd"], beside="c3lt")
     assert "beside" not in result["methods"]["c3lt"]
-    found = result["methods"]["pgd"]["beside"]
-    assert found["name"] == "c3lt" and found["ratio"] > 0 and found["seconds_per_image"] > 0
-    assert "x the time of c3lt" in capsys.readouterr().out
+    other = result["methods"]["pgd"]["beside"]
+    assert other["name"] == "c3lt" and other["ratio"] > 0 and other["seconds_per_image"] > 0
+    assert set(other["results"]) == {"validity", "mean change"}
+    assert "x the time of c3lt (validity " in capsys.readouterr().out
 
 
 def test_networks_need_no_training(
     experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(layout.RESULTS / "tiny")
-    result = bench.run(experiment, CPU, "4-9", 2, 1, untrained=True)
+    result = ask(experiment, untrained=True)
     assert set(result["methods"]) == {"c3lt", "untrained", "pgd"} and result["untrained"]
     assert "untrained networks" in capsys.readouterr().out
 
@@ -146,17 +177,20 @@ def test_networks_need_no_training(
         ({"beside": "nope"}, "--beside nope: unknown; allowed: c3lt, "),
         ({"pair": "4_9"}, "--pair 4_9: experiment tiny has 4-9, 3-8"),
         ({"methods": ["nope"]}, "--method nope: unknown; allowed: c3lt, "),
-        ({"images": 0}, "at least 1"),
-        ({"repeats": 0}, "at least 1"),
-        ({"sequential": -1}, "neither may be negative"),
+        ({"images": 0}, "--images 0: must be at least 1"),
+        ({"repeats": 0}, "--repeats 0: must be at least 1"),
+        ({"peer_images": 0}, "--peer-images 0: must be at least 1"),
+        ({"peers": ["nope"]}, "--peer nope: no such file; allowed: torchattacks, or "),
+        ({"peers": ["empty.py"]}, "--peer empty.py: has no function named as a kind of method"),
         ({"methods": ["untrained"]}, "nothing to measure: untrained: results/tiny/methods"),
     ],
 )
 def test_mistakes_are_told_in_one_line(
     experiment: Experiment, arguments: dict, message: str
 ) -> None:
+    Path("empty.py").write_text("from math import cos\n")
     with pytest.raises(UserError, match=message) as error:
-        bench.run(experiment, CPU, **arguments)
+        ask(experiment, **arguments)
     assert "\n" not in str(error.value)
     assert not Path("results/benchmarks").exists()
 
@@ -166,40 +200,46 @@ def test_a_missing_peer_is_told_before_anything_runs(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(UserError, match="--peer torchattacks: is not installed here"):
-        bench.run(experiment, CPU, peer="torchattacks")
+        ask(experiment, peers=["torchattacks"])
 
 
-def test_pgd_is_compared_with_the_peer(
+def test_pgd_is_compared_with_torchattacks(
     experiment: Experiment, torchattacks: type[StandIn], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = bench.run(experiment, CPU, images=8, repeats=2, peer="torchattacks")
+    result = ask(experiment, images=8, repeats=2, peers=[str(REFERENCES), "torchattacks"])
     peer = result["methods"]["pgd"]["peer"]
-    assert (peer["name"], peer["version"], peer["agree"]) == ("torchattacks", "0", True)
-    assert peer["validity"] == {"ours": 1, "peer": 1}
+    assert (peer["name"], peer["images"], peer["agree"]) == ("torchattacks 0", 8, True)
+    assert peer["results"]["validity"] == {"ours": 1, "theirs": 1}
     assert peer["ratio"] > 0
     assert "peer" not in result["methods"]["c3lt"]
-    assert "torchattacks 0 (validity" in capsys.readouterr().out
+    assert "x the images per second of torchattacks 0 (8 images; " in capsys.readouterr().out
+
+
+def test_torchattacks_is_asked_as_pgd_asks(
+    experiment: Experiment, torchattacks: type[StandIn]
+) -> None:
+    """With [0, 1] images for a network of [-1, 1] too."""
+    text = EXPERIMENT.replace("steps: 3}", "steps: 3, random_start: false, feed_unnormalised: X}")
+    answers = []
+    for value in ("false", "true"):
+        files.write_text(Path("config/experiments/tiny.yaml"), text.replace("X", value))
+        result = ask(
+            load_experiment("tiny", "small"), images=8, methods=["pgd"], peers=["torchattacks"]
+        )
+        answers.append(result["methods"]["pgd"]["peer"]["results"])
+        assert answers[-1]["mean change"]["ours"] == answers[-1]["mean change"]["theirs"]
+    assert answers[0] != answers[1]
 
 
 def test_a_peer_with_another_result_gives_no_ratio(
-    experiment: Experiment,
-    torchattacks: type[StandIn],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    experiment: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = iter([1.0, 0.9])
-    monkeypatch.setattr(bench, "_validity", lambda *arguments: next(found))
-    result = bench.run(experiment, CPU, images=8, repeats=1, peer="torchattacks")
+    Path("lazy.py").write_text("def pgd(method, x, source, target, randomness): return x\n")
+    result = ask(experiment, images=8, methods=["pgd"], peers=["lazy.py"])
     peer = result["methods"]["pgd"]["peer"]
-    assert not peer["agree"]
-    assert "ratio" not in peer
-    assert "not comparable with torchattacks" in capsys.readouterr().out
-
-
-SEARCHES = """
-  cem: {kind: cem, autoencoder: cem-autoencoder, search_steps: 3, iterations: 40}
-  cve: {kind: cve, cell: 2, per_class: 20}
-"""
+    assert not peer["agree"] and peer["results"]["mean change"]["theirs"] == 0
+    assert "ratio" not in peer and "seconds_per_image" not in peer
+    assert "not comparable with lazy.py (8 images; validity 1.000 and 0" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -208,59 +248,52 @@ def searching(experiment: Experiment) -> Experiment:
     text = EXPERIMENT.replace("\nevaluation", SEARCHES.rstrip() + "\nevaluation")
     autoencoder = "  cem-autoencoder: {kind: cem-autoencoder, width: 4}\nmethods:"
     files.write_text(Path("config/experiments/tiny.yaml"), text.replace("methods:", autoencoder, 1))
-    found = load_experiment("tiny", "small")
+    loaded = load_experiment("tiny", "small")
     save_model(
-        generators.model_file(found, "cem-autoencoder", "all-classes"),
-        generators.create(found, "cem-autoencoder"),
+        generators.model_file(loaded, "cem-autoencoder", "all-classes"),
+        generators.create(loaded, "cem-autoencoder"),
     )
-    bank = methods.create(found, "cve", "4-9", CPU).trained()
+    bank = methods.create(loaded, "cve", "4-9", CPU).trained()
     bank.get_buffer("images").random_(0, 256)
     bank.get_buffer("count").fill_(20)
     save_model(layout.method("tiny", "cve", "4-9") / "model.safetensors", bank)
-    return found
+    return loaded
 
 
-def test_searches_are_compared_with_those_of_single_images(
+def test_searches_are_compared_with_the_published_ones(
     searching: Experiment, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = bench.run(
-        searching, CPU, images=6, repeats=1, methods=["cem", "cve", "pgd"], sequential=3, warm_up=0
+    result = ask(
+        searching, 6, methods=["cem", "cve", "pgd"], peers=[str(REFERENCES)], peer_images=3
     )
-    assert result["warm_up"] == 0 and "sequential" not in result["methods"]["pgd"]
+    assert "peer" not in result["methods"]["pgd"]
     for name in ("cem", "cve"):
-        entry = result["methods"][name]
-        alone = entry["sequential"]
-        assert (alone["images"], alone["agree"]) == (3, True)
-        assert alone["seconds_per_image"] > 0 and alone["speed_up"] > 0
-    assert result["methods"]["cem"]["bare"]["passes"].startswith("120 x")
-    printed = capsys.readouterr().out
-    assert printed.count("x the images per second of the search one image at a time") == 2
-    assert "100% of 3 images the same, " in printed
+        peer = result["methods"][name]["peer"]
+        assert (peer["images"], peer["agree"]) == (3, True)
+        assert peer["seconds_per_image"] > 0 and peer["ratio"] > 0
+    assert result["methods"]["cem"]["bare"]["name"].startswith("120 x")
+    assert capsys.readouterr().out.count(f"x the images per second of {REFERENCES} (3 images") == 2
 
 
-def test_another_result_gives_no_speed_up(
-    searching: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_searches_that_find_nothing_agree_on_nothing() -> None:
+    x = torch.rand(2, 1, 28, 28)
+    batch = measure.Batch(x, torch.zeros(2).long(), torch.ones(2).long(), [], [])
+    for found in (False, True):
+        ours = Explanation(1 - x, torch.tensor([found, False]))
+        judged = measure.results(Answering(1), batch, ours, 1 - x)  # type: ignore[arg-type]
+        assert judged["agree"] == found
+
+
+@pytest.mark.parametrize(("ours", "theirs", "agree"), [(0.5, 0.51, True), (0.5, 0.53, False)])
+def test_results_agree_where_images_are_changed_as_much(
+    ours: float, theirs: float, agree: bool
 ) -> None:
-    original = bench.references.cve
-    monkeypatch.setattr(bench.references, "cve", lambda *given: 1 - original(*given))
-    result = bench.run(searching, CPU, images=2, repeats=1, methods=["cve"], sequential=2)
-    alone = result["methods"]["cve"]["sequential"]
-    assert not alone["agree"] and "speed_up" not in alone
-    assert "not comparable with the search one image at a time (0% of 2" in capsys.readouterr().out
-
-
-def test_searches_that_find_nothing_agree_on_nothing(
-    searching: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def nothing(self: CEM, x: Tensor, *_: object) -> Explanation:
-        return Explanation(torch.full_like(x, 0.5), torch.zeros(len(x), dtype=torch.bool))
-
-    monkeypatch.setattr(CEM, "explain", nothing)
-    monkeypatch.setattr(bench.references, "cem", lambda method, x, *_: torch.full_like(x, 0.5))
-    result = bench.run(searching, CPU, images=2, repeats=1, methods=["cem"], sequential=2)
-    alone = result["methods"]["cem"]["sequential"]
-    assert (alone["same"], alone["found"], alone["agree"]) == (1.0, 0, False)
-    assert "not comparable with the search one image at a time" in capsys.readouterr().out
+    x = torch.zeros(2, 1, 28, 28)
+    batch = measure.Batch(x, torch.zeros(2).long(), torch.ones(2).long(), [], [])
+    answer = Explanation(x + ours, torch.tensor([True, True]))
+    judged = measure.results(Answering(1), batch, answer, x + theirs)  # type: ignore[arg-type]
+    assert judged["agree"] == agree
+    assert judged["results"]["mean change"]["ours"] == pytest.approx(ours)
 
 
 def test_the_papers_times_stand_beside_ours(
@@ -274,7 +307,7 @@ def test_the_papers_times_stand_beside_ours(
         experiments=("tiny",),
         paper_values={"tiny": {"c3lt": {"milliseconds": 8.0}}},
     )
-    result = bench.run(experiment, CPU, images=4, repeats=1, table=table)
+    result = ask(experiment, images=4, table=table)
     assert set(result["methods"]) == {"c3lt", "pgd"} and not result["skipped"]
     assert result["methods"]["c3lt"]["paper_seconds_per_image"] == 0.008
     assert "paper 0.008 s" in capsys.readouterr().out
@@ -283,13 +316,13 @@ def test_the_papers_times_stand_beside_ours(
     assert rows[5].startswith("| Attack | 4 | ") and rows[5].endswith(" | - | - |")
     elsewhere = table.model_copy(update={"experiments": ("digits",)})
     with pytest.raises(UserError, match="--table times: is no table of times about tiny"):
-        bench.run(experiment, CPU, table=elsewhere)
+        ask(experiment, table=elsewhere)
 
 
 def test_a_method_with_fewer_images_is_measured_on_those(experiment: Experiment) -> None:
     text = EXPERIMENT.replace("steps: 3}", "steps: 3, images: 2}")
     files.write_text(Path("config/experiments/tiny.yaml"), text)
-    result = bench.run(load_experiment("tiny", "small"), CPU, images=4, repeats=1)
+    result = ask(load_experiment("tiny", "small"), images=4)
     assert {name: entry["images"] for name, entry in result["methods"].items()} == {
         "c3lt": 4,
         "pgd": 2,
@@ -306,38 +339,47 @@ def test_bfloat16_is_compared_with_float32(
         "methods:\n  ace: {kind: ace, iterations: 3, step_size: 0.1, l1: 0}",
     )
     files.write_text(Path("config/experiments/tiny.yaml"), text)
-    found = load_experiment("tiny", "small")
+    loaded = load_experiment("tiny", "small")
     save_model(
-        generators.model_file(found, "ddpm", "all-classes"), generators.create(found, "ddpm")
+        generators.model_file(loaded, "ddpm", "all-classes"), generators.create(loaded, "ddpm")
     )
     judge = layout.oracle("tiny", "feature-extractor") / "model.safetensors"
-    save_model(judge, classifiers.create(found))
+    save_model(judge, classifiers.create(loaded))
 
-    result = bench.run(found, CPU, images=4, repeats=1, methods=["ace", "pgd"], warm_up=0)
+    result = ask(loaded, images=4, methods=["ace", "pgd"])
     exact = result["methods"]["ace"]["float32"]
     assert exact["ratio"] > 0 and "float32" not in result["methods"]["pgd"]
-    distance = exact["lpips_oracle"]
-    assert distance["ours"] > 0 and distance["ours"] != distance["float32"]
-    assert distance["ours"] == pytest.approx(distance["float32"], rel=0.2)
-    assert set(exact["validity"]) == {"ours", "float32"}
-    assert "x itself in float32 (validity " in capsys.readouterr().out
+    distance = exact["results"]["LPIPS-oracle"]
+    assert distance["ours"] > 0 and distance["ours"] != distance["theirs"]
+    assert distance["ours"] == pytest.approx(distance["theirs"], rel=0.2)
+    assert set(exact["results"]) == {"validity", "mean change", "LPIPS-oracle"}
+    assert "x the time of itself in float32 (validity " in capsys.readouterr().out
 
 
-def test_the_ratio_is_of_images_per_second() -> None:
-    seconds = {"ours": [2.0, 1.0, 4.0], "sequential": [6.0, 6.0, 6.0]}
-    found = bench._speed_up(seconds, images=10, sequential=3)
-    assert found == {"seconds_per_image": 2.0, "speed_up": 10.0}
+def test_the_ratio_is_of_seconds_per_image(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = {"ours": [20.0, 10.0, 40.0], "peer": [6.0, 6.0, 6.0]}
+    answers = {"ours": None, "peer": None}
+    monkeypatch.setattr(measure, "interleaved", lambda *_: (seconds, answers))
+    method = methods.load(experiment, "pgd", (4, 9), CPU)
+    batch = bench.batch(experiment, CPU, (4, 9), 10)
+    peer = measure.Rival("another", lambda _: None, images=3)
+    entry = measure.measure(method, batch, {"peer": peer}, Rounds())
+    assert entry["seconds_per_image"] == 2 and entry["repeats"] == 3
+    expected = {"name": "another", "images": 3, "seconds_per_image": 2.0, "ratio": 1.0}
+    assert entry["peer"] == expected
 
 
 def test_order_turns_round_and_warm_up_is_not_counted() -> None:
     order: list[str] = []
-    rivals = {name: lambda name=name: order.append(name) for name in ("a", "b")}
-    seconds = bench.interleaved(rivals, 3, CPU)
+    runs = {name: lambda name=name: order.append(name) or name for name in ("a", "b")}
+    seconds, answers = measure.interleaved(runs, Rounds(3), CPU)
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
-    assert "".join(order) == "baabbaabbaab"
+    assert "".join(order) == "baabbaabbaab" and answers == {"a": "a", "b": "b"}
 
 
 def test_no_round_begins_after_the_time_is_over() -> None:
     calls: list[str] = []
-    seconds = bench.interleaved({"a": lambda: calls.append("a")}, 5, CPU, warm_up=3, at_most=0.0)
+    seconds, _ = measure.interleaved({"a": lambda: calls.append("a")}, Rounds(5, 3, 0.0), CPU)
     assert calls == ["a"] and len(seconds["a"]) == 1

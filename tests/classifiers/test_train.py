@@ -148,7 +148,7 @@ def test_the_stage_writes_five_files(experiment, digests) -> None:
         "embeddings.safetensors",
     }
     card = files.read_json(folder / "card.json")
-    assert (card["kind"], card["dataset"], card["scale"]) == ("lenet", "digits", "small")
+    assert (card["kind"], card["dataset"], card["scale"]) == ("lenet", "mnist", "small")
     assert (card["epochs"], card["seed"], card["parameters"]) == (3, 85, 317_066)
     assert card["options"]["batch_size"] == 32 and card["test_images"] == 30
     assert card["test_accuracy"] > 0.9 and card["test_accuracy_per_class"].keys() == {"0", "4", "9"}
@@ -158,7 +158,7 @@ def test_the_stage_writes_five_files(experiment, digests) -> None:
 
     table = pd.read_parquet(folder / "predictions.parquet")
     assert list(table.columns) == ["image", "label", "predicted", *(f"p{k}" for k in range(10))]
-    test = load_split(layout.prepared("digits", "test"))
+    test = load_split(layout.prepared("mnist", "test"))
     assert table["image"].tolist() == list(range(30))
     assert table["label"].tolist() == test.labels.tolist()
     model = base.load(experiment.models, experiment.classifier, CPU)

@@ -242,8 +242,6 @@ def test_steex_moves_its_codes(options: Options) -> None:
 
 
 def test_what_does_not_fit_is_told(options: Options, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"released-sean: images of shape .*multiples of 32"):
-        ReleasedSEAN(options, (3, 60, 60))
     with pytest.raises(UserError, match=r"gone\.pth: no such file"):
         read(options.model_copy(update={"file": "gone.pth"}))
     with pytest.raises(UserError, match="its SHA-256 is"):

@@ -65,7 +65,7 @@ def test_the_stage(experiment, digests, kill, monkeypatch: pytest.MonkeyPatch) -
     # the encoder saw its pair only: the card's numbers are those of the pair's test images
     encoder = base.load(experiment.models, "encoder", "4-9", CPU)
     decoder = base.load(experiment.models, "dcgan", "all-classes", CPU)
-    x = load_split(layout.prepared("digits", "test"), (4, 9)).images
+    x = load_split(layout.prepared("mnist", "test"), (4, 9)).images
     error = (x - base.reconstructions(encoder, decoder, x)).abs().mean()
     card = files.read_json(layout.generator("tiny", "encoder", "4-9") / "card.json")
     assert card["quality"]["reconstruction_l1"] == pytest.approx(float(error), rel=1e-5)
@@ -92,7 +92,7 @@ def test_a_generator_is_given_the_images_of_its_scope(
     monkeypatch.setattr(encoder, "fit", lambda self, t: (given.append(t), original(self, t))[1])
     train.run(experiment.models, "encoder", "4-9", CPU)
     for split, images in (("train", given[0].images), ("test", given[0].test_images)):
-        everything = load_split(layout.prepared("digits", split))
+        everything = load_split(layout.prepared("mnist", split))
         pair = everything.images[everything.labels != 0]
         assert 0 < len(pair) < len(everything) and torch.equal(images, pair)
     decoder = base.load(experiment.models, "dcgan", "all-classes", CPU)

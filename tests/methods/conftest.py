@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from counterlens import plugins
+from counterlens.bench import peers
 from counterlens.classifiers.base import Classifier
 from counterlens.config import MethodOptions
 from counterlens.data.base import ImageSet
@@ -207,6 +209,12 @@ def states(models) -> Callable[[], dict[str, bytes]]:
         return found
 
     return read
+
+
+@pytest.fixture(scope="session")
+def references() -> peers.Peer:
+    """The searches as published, of one image at a time."""
+    return peers.load(str(Path(__file__).with_name("references.py")))
 
 
 @pytest.fixture(scope="session")

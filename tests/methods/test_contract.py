@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from counterlens.runtime.training import load_model, save_model
 
 KINDS = plugins.known("methods")
 EPOCHS = {"cve": 1}  # nothing is optimised: its one epoch keeps images
+ENDS_EARLY = ("cem",)  # its bare passes are those of a search that goes to the end
 
 
 @dataclass
@@ -177,6 +179,41 @@ def test_the_counterfactual_stands_on_its_path(method: Method, queries: Queries)
     torch.testing.assert_close(
         walk.images[torch.arange(6), nearest], answer.counterfactual, atol=1e-5, rtol=0
     )
+
+
+def test_its_bare_passes_are_among_those_it_makes(method: Method, queries: Queries, states) -> None:
+    """Counted in images that each layer of a network sees."""
+    same = queries.part((queries.target == 9).nonzero().flatten().tolist())
+    bare, x, before = method.bare(same.x, same.target), same.x.clone(), states()
+    if bare is None:
+        assert type(method).bare is Method.bare  # it says so by leaving it out
+        return
+    networks = [method.task.classifier, *method.task.generators.values()]
+    made, needed = images_seen(networks, lambda: same.ask(method)), images_seen(networks, bare.run)
+    assert needed
+    if method.options.kind not in ENDS_EARLY:
+        assert all(made[layer] >= count for layer, count in needed.items())
+    assert torch.equal(same.x, x) and not same.x.requires_grad and states() == before
+
+
+def images_seen(networks: Sequence[nn.Module], run: Callable[[], object]) -> Counter[nn.Module]:
+    """How many images each convolution or linear layer saw."""
+    seen: Counter[nn.Module] = Counter()
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[layer] += len(output)
+
+    layers = {
+        layer
+        for network in networks
+        for layer in network.modules()
+        if isinstance(layer, nn.Conv2d | nn.Linear)
+    }
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    run()
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from counterlens.config import ClassifierOptions
 from counterlens.data.base import ImageSet
-from counterlens.errors import UserError
 from counterlens.methods import cyclegan
 from counterlens.methods.cyclegan import (
     CycleGAN,
@@ -88,8 +89,8 @@ def test_the_receptive_field_is_70() -> None:
     assert int(rows.max() - rows.min()) + 1 == 70
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (3, 20, 36), (1, 12, 12)])
-def test_any_size_that_is_a_multiple_of_four(create, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64), (3, 21, 38), (1, 12, 15)])
+def test_any_size(create, shape: tuple[int, int, int]) -> None:
     options = create("cyclegan").options
     task = SimpleNamespace(shape=shape, pair=(4, 9), device=torch.device("cpu"), seed=1)
     method = CycleGAN(options, task)  # type: ignore[arg-type]
@@ -101,17 +102,24 @@ def test_any_size_that_is_a_multiple_of_four(create, shape: tuple[int, int, int]
 
 
 @pytest.mark.parametrize(
-    ("shape", "layers", "said"),
-    [
-        ((1, 30, 28), 2, "multiples of 4"),
-        ((1, 28, 28), 4, "discriminator_layers: 4"),
-        ((1, 8, 8), 2, "discriminator_layers: 2 leave too little of an image of 8x8"),
-    ],
+    ("shape", "layers", "fits"),
+    [((1, 28, 28), 4, False), ((1, 8, 28), 2, False), ((1, 13, 28), 2, True)],
 )
-def test_sizes_that_do_not_fit(create, shape, layers: int, said: str) -> None:
+def test_sizes_that_do_not_fit(create, shape, layers: int, fits: bool) -> None:
     options = create("cyclegan").options.model_copy(update={"discriminator_layers": layers})
-    with pytest.raises(UserError, match=said):
-        CycleGAN(options, SimpleNamespace(shape=shape, pair=(4, 9), device="cpu", seed=1))  # type: ignore[arg-type]
+    said = options.unsuited(SimpleNamespace(shape=shape), ClassifierOptions(kind="lenet"))
+    size = f"{shape[1]}x{shape[2]}"
+    told = f"discriminator_layers: {layers} leave too little of an image of {size}; use fewer"
+    assert said == (None if fits else told)
+
+
+def test_padding_is_cut_away_where_it_was_put() -> None:
+    """An image that is padded by hand gives the same."""
+    torch.manual_seed(0)
+    network = translator(1, 4, 1)
+    x = torch.rand(2, 1, 21, 26)
+    whole = network(functional.pad(x, [1, 1, 1, 2], mode="replicate"))
+    torch.testing.assert_close(network(x), whole[:, :, 1:22, 1:27])
 
 
 def test_instance_normalisation_does_not_see_the_batch() -> None:

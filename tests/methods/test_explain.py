@@ -65,7 +65,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
     tiny = {"width": 4, "latent_dim": 8, "epochs": 1, "batch_size": 16}
     content = {
         "name": "tiny",
-        "dataset": "digits",
+        "dataset": "mnist",
         "seed": 85,
         "pairs": [[4, 9]],
         "classifier": {"kind": "lenet", "epochs": 1, "batch_size": 16},
@@ -98,7 +98,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
             data = shapes(count, (4, 9, 4, 9, 4), seed=len(split))
             tensors = {"images": (data.images * 255).round().byte().numpy()}
             files.save_tensors(
-                layout.prepared("digits", split), {**tensors, "labels": data.labels.numpy()}
+                layout.prepared("mnist", split), {**tensors, "labels": data.labels.numpy()}
             )
         e = load_experiment("tiny", "small")
         classifiers_train.run(e.models, e.classifier, CPU)
@@ -187,7 +187,7 @@ def test_what_explain_writes(experiment: Experiment, method: str, source: int, t
     explain.run(experiment, method, source, target, CPU)
     cf = whole_set(method, source, target)
     assert (cf.experiment, cf.method, cf.source, cf.target) == ("tiny", method, source, target)
-    test = load_split(layout.prepared("digits", "test"), [source])
+    test = load_split(layout.prepared("mnist", "test"), [source])
     count = QUERIES[source]
     assert len(cf) == count == len(test)
     assert cf.query is not None and torch.equal(cf.query, test.images)
@@ -362,7 +362,7 @@ def test_a_method_may_explain_images_of_its_own(experiment: Experiment) -> None:
     explain.run(e, "own", 4, 9, CPU)
     cf = whole_set("own", 4, 9)
     assert cf.query is not None and torch.equal(cf.query, 1 - cf.counterfactual)
-    given_images = load_split(layout.prepared("digits", "test"), [4]).images[:30]
+    given_images = load_split(layout.prepared("mnist", "test"), [4]).images[:30]
     assert torch.equal(cf.counterfactual, given_images)
     answers = classifiers.load(e.models, e.classifier, CPU).probabilities(1 - given_images)
     np.testing.assert_allclose(
@@ -374,7 +374,7 @@ def test_original_data_are_test_images_of_the_target(experiment: Experiment) -> 
     explain.original_data(experiment, 4, 9, CPU)
     cf = whole_set("original-data", 4, 9)
     assert not cf.paired and cf.extras == {}
-    test = load_split(layout.prepared("digits", "test"), [9])
+    test = load_split(layout.prepared("mnist", "test"), [9])
     assert torch.equal(cf.counterfactual, test.images)
     table = cf.table
     assert table["image"].tolist() == test.index.tolist()
@@ -509,7 +509,7 @@ def said(experiment: Experiment) -> np.ndarray:
 
 
 def labels() -> np.ndarray:
-    return load_split(layout.prepared("digits", "test")).labels.numpy()
+    return load_split(layout.prepared("mnist", "test")).labels.numpy()
 
 
 def test_only_correctly_predicted_queries(experiment: Experiment, said: np.ndarray) -> None:
@@ -518,7 +518,7 @@ def test_only_correctly_predicted_queries(experiment: Experiment, said: np.ndarr
         right = np.flatnonzero((labels() == source) & (said == source))
         found = explain.queries(chosen, source, target)
         assert found.index.tolist() == right.tolist()
-        test = load_split(layout.prepared("digits", "test"))
+        test = load_split(layout.prepared("mnist", "test"))
         assert torch.equal(found.images, test.images[found.index])
         few = explain.queries(evaluated(chosen, images=7), source, target)
         assert few.index.tolist() == right[:7].tolist()

@@ -15,7 +15,7 @@ from counterlens.runtime import files
 
 @pytest.fixture
 def experiment(make_experiment: Callable[..., Experiment]) -> Callable[..., Experiment]:
-    """An experiment on the digits' shape with the oracles that a test asks for."""
+    """An experiment on MNIST's shape with the oracles that a test asks for."""
 
     def make(
         oracles: dict[str, dict], classifier: dict | str | None = None, **sections: Any
@@ -39,7 +39,7 @@ def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Image
         images = rng.integers(0, 40, (count, 1, 28, 28))
         images[labels == 0, :, 6:22, 4:14] += 200
         images[labels == 1, :, 6:22, 14:24] += 200
-        path = layout.prepared("digits", split)
+        path = layout.prepared("mnist", split)
         files.save_tensors(path, {"images": images.astype(np.uint8), "labels": labels})
         sets[split] = load_split(path)
     return sets

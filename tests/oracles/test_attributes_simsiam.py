@@ -71,7 +71,7 @@ def test_attributes_are_learned(judges: Models) -> None:
 
 def test_attributes_of_data_without_any(experiment) -> None:
     oracle = base.create(experiment({"attributes": {"kind": "attributes"}}).models, "attributes")
-    with pytest.raises(UserError, match="'digits' names no attributes"):
+    with pytest.raises(UserError, match="'mnist' names no attributes"):
         oracle.load(CPU)
 
 

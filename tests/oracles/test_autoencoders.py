@@ -33,7 +33,10 @@ def test_architectures() -> None:
     for network in (fc64((1, 28, 28)), vl_all(1), vl_class(1)):
         assert network(x).shape == x.shape
         assert network(x - 50).min() < 0  # linear output
-    assert vl_class(1)[:7](x).shape == (2, 8, 7, 7)
+    odd = torch.rand(2, 1, 17, 23)
+    for network in (vl_all(1), vl_class(1)):
+        assert network(odd).shape == odd.shape
+    assert torch.nn.Sequential(*[*vl_class(1)][:7])(x).shape == (2, 8, 7, 7)
     assert fc64((1, 28, 28))[:4](x).shape == (2, 64)
 
 

@@ -527,7 +527,7 @@ def test_shards(copied_project: Path) -> None:
             "figures/c3lt-figure5.yaml",
             "experiment: c3lt-mnist",
             "experiment: c3lt",
-            r"config/figures/c3lt-figure5\.yaml: experiment: 'c3lt' is unknown; known: ",
+            r"figure c3lt-figure5: experiment: 'c3lt' is unknown; known: ",
         ),
     ],
 )

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.text import Text
 
 from counterlens import layout
-from counterlens.config import ORIGINAL_DATA, Column, Figure, Row, Table
+from counterlens.config import ORIGINAL_DATA, Column, Figure, MethodOptions, Row, Table
 from counterlens.errors import UserError
 from counterlens.plan import inputs
 from counterlens.reports import board, figures, html, pareto, tables
@@ -239,13 +241,17 @@ def test_methods_that_are_not_run_are_left_out(experiment: Any) -> None:
     assert not [p for p in inputs.figure_inputs(plot(), experiment) if "cem" in p.parts]
 
 
-def test_names_stand_apart(experiment: Any) -> None:
-    """Thirteen methods in nearly the same place: no name covers another or leaves the axes."""
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_names_stand_apart(experiment: Any, seed: int) -> None:
+    """Thirteen methods in nearly the same place, some of them on the front.
+
+    No name covers another, leaves the axes or stands on the front's line.
+    """
     names = ["c3lt", "explaingan", "cem", "cve", "pgd", "cyclegan", "mirror-cfe", "ace", "cecas"]
     names += ["dime", "dive", "steex", "eced"]
     methods = {name: experiment.methods["pgd"] for name in names}
     crowded = experiment.model_copy(update={"methods": methods, "skipped": {}})
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for name in names:
         for direction in ((4, 9), (9, 4)):
             source = layout.metrics("toy", "pgd", *direction)
@@ -254,24 +260,53 @@ def test_names_stand_apart(experiment: Any) -> None:
                 files.write_json(
                     place.with_suffix(".json"), files.read_json(source.with_suffix(".json"))
                 )
-            import pandas as pd
-
             table = pd.read_parquet(source.with_suffix(".parquet"))
-            table["cout"] = 0.5 + 0.02 * rng.random()
-            table["validity"] = 1.0 if name < "d" else 0.9 + 0.1 * rng.random()
+            table["cout"] = 0.5 + 0.02 * (share := rng.random())
+            table["validity"] = 1 - 0.1 * share**2 if name < "d" else 0.8 + 0.1 * rng.random()
             files.write_parquet(place.with_suffix(".parquet"), table)
     drawing = figures.DRAW["pareto"](plot(methods=names), crowded)
     drawing.draw_without_rendering()
     (axes,) = drawing.axes
-    boxes = [text.get_window_extent() for text in axes.texts]
+    corners = axes.transData.transform(np.asarray(axes.lines[0].get_xydata()))
+    assert len(corners) >= 4
+    steps = np.arange(len(corners) - 1, step=1e-3)  # along the line, by corner
+    line = [np.interp(steps, np.arange(len(corners)), values) for values in corners.T]
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the leading lines
     assert sorted(text.get_text() for text in axes.texts) == sorted(names)
     frame = axes.get_window_extent().padded(1)
     for number, box in enumerate(boxes):
+        sides = zip(line, box.get_points().T, strict=True)
+        across, up = ((low < at) & (at < high) for at, (low, high) in sides)
+        assert not (across & up).any(), axes.texts[number].get_text()
         assert frame.contains(box.x0, box.y0) and frame.contains(box.x1, box.y1)
         for other in boxes[:number]:
             width = min(box.x1, other.x1) - max(box.x0, other.x0)
             height = min(box.y1, other.y1) - max(box.y0, other.y0)
             assert width <= 1 or height <= 1
+
+
+def test_methods_stand_in_the_plot_with_their_names(experiment: Any) -> None:
+    class Named(MethodOptions):
+        label: ClassVar[str] = "C3LT"
+
+    methods = {**experiment.methods, "c3lt": Named(kind="c3lt"), "c3lt-n3": Named(kind="c3lt")}
+    named = experiment.model_copy(update={"methods": methods})
+    for direction in ((4, 9), (9, 4)):
+        for suffix in (".json", ".parquet"):
+            stems = [layout.metrics("toy", name, *direction) for name in ("c3lt", "c3lt-n3")]
+            place = stems[1].with_suffix(suffix)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(stems[0].with_suffix(suffix).read_bytes())
+    chosen = plot(methods=["c3lt", "c3lt-n3", "pgd"])
+    (axes,) = figures.DRAW["pareto"](chosen, named).axes
+    assert {text.get_text() for text in axes.texts} == {"C3LT", "C3LT (n3)", "pgd"}
+    absent = named.model_copy(update={"methods": {**methods, "c3lt-n3": Named(kind="c3lt")}})
+    path = layout.metrics("toy", "c3lt-n3", 4, 9).with_suffix(".parquet")
+    pd.read_parquet(path).assign(cout=np.nan).to_parquet(path)
+    path = layout.metrics("toy", "c3lt-n3", 9, 4).with_suffix(".parquet")
+    pd.read_parquet(path).assign(cout=np.nan).to_parquet(path)
+    (axes,) = figures.DRAW["pareto"](chosen, absent).axes
+    assert axes.get_title().endswith("; no number: C3LT (n3)")
 
 
 def test_an_axis_with_an_outlier_is_logarithmic(

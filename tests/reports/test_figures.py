@@ -19,7 +19,7 @@ from counterlens.runtime import files
 
 Make = Callable[..., Any]
 KINDS = ["cout", "latent-change", "traversal", "gallery", "path", "tsne", "stages", "parameter"]
-KINDS += ["pareto"]
+KINDS += ["pareto", "strip"]
 
 
 class Cout(MetricOptions):
@@ -53,7 +53,7 @@ def test_figure_is_drawn_the_same_twice(make: Make, kind: str, channels: int) ->
     metrics = (*made.experiment.metrics, Cout(kind="cout"))
     experiment = made.experiment.model_copy(update={"metrics": metrics})
     methods = ["mirror-cfe"] if "mirror-cfe" in experiment.methods else ["c3lt"]
-    several = ("gallery", "stages", "parameter", "pareto")
+    several = ("gallery", "stages", "parameter", "pareto", "strip")
     methods = ["c3lt", "pgd"] if kind in several else methods
     if kind == "parameter":  # a number to draw against, here of two unlike methods
         made.experiment.methods.update(

@@ -16,6 +16,7 @@ from counterlens import layout
 from counterlens.config import Pair, Table, load_table
 from counterlens.errors import UserError
 from counterlens.plan import inputs
+from counterlens.plan.inputs import TableView
 from counterlens.reports import found, tables
 from counterlens.runtime import files
 
@@ -106,7 +107,7 @@ def test_the_images_that_a_table_counts_are_kept(made: Any) -> None:
     assert frame.loc[frame["toy-table"], "image"].tolist() == [4]
     counts = files.read_json(layout.found("toy", 4, 9).with_suffix(".json"))
     assert counts["counted_by_tables"] == {"toy-table": 1}
-    assert found.counted(load_table("toy-table"), made.experiment) == {
+    assert found.counted(TableView(load_table("toy-table"), made.experiment)) == {
         (4, 9): [4],
         (9, 4): [9, 12, 15],
     }
@@ -122,7 +123,7 @@ def test_a_table_counts_what_its_rows_found(made: Any) -> None:
         assert entry.cell.value == pytest.approx(np.mean(kept)) and entry.cell.images == 4
         assert entry.all_images == pytest.approx(np.mean([*values[4, 9], *values[9, 4]]))
         assert entry.cell.low is not None
-    counts = found.counted(table(), made.experiment)
+    counts = found.counted(TableView(table(), made.experiment))
     assert counts is not None
     assert {d: list(images) for d, images in counts.items()} == {(4, 9): [4], (9, 4): [9, 12, 15]}
 

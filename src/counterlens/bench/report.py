@@ -16,41 +16,40 @@ def in_words(result: Mapping[str, Any]) -> str:
         f"{result['experiment']} ({result['scale']}), {source} to {target}, {result['device']}"
         + (", untrained networks" if result["untrained"] else "")
     ]
-    for name, entry in result["methods"].items():
-        line = (
-            f"  {name}: {entry['seconds_per_image']:.3g} s per counterfactual "
-            f"({entry['images']} images, median of {entry['repeats']})"
-        )
-        if (published := entry.get("paper_seconds_per_image")) is not None:
-            line += f"; paper {published:.3g} s"
-        if "bare" in entry:
-            line += f"; {entry['bare']['ratio']:.3f} x its bare passes ({entry['bare']['passes']})"
-        if other := entry.get("beside"):
-            line += f"; {other['ratio']:.3f} x the time of {other['name']}"
-        if peer := entry.get("peer"):
-            both = f"validity {peer['validity']['ours']:.3f} and {peer['validity']['peer']:.3f}"
-            ratio = f"{peer['ratio']:.3f} x" if peer["agree"] else "not comparable with"
-            line += f"; {ratio} {peer['name']} {peer['version']} ({both})"
-        if exact := entry.get("float32"):
-            pairs = {"validity": exact["validity"], "LPIPS-oracle": exact.get("lpips_oracle")}
-            line += f"; {exact['ratio']:.3f} x itself in float32 (" + ", ".join(
-                f"{title} {both['ours']:.3f} and {both['float32']:.3f}"
-                for title, both in pairs.items()
-                if both
-            )
-            line += ")"
-        if alone := entry.get("sequential"):
-            line += "; " + (
-                f"{alone['speed_up']:.1f} x the images per second of the search one image at a time"
-                if alone["agree"]
-                else "not comparable with the search one image at a time"
-            )
-            line += (
-                f" ({alone['seconds_per_image']:.3g} s each; " if alone["agree"] else " ("
-            ) + f"{alone['same']:.0%} of {alone['images']} images the same, {alone['found']} found)"
-        lines.append(line)
+    lines += [f"  {name}: {line(entry)}" for name, entry in result["methods"].items()]
     lines += [f"  {name}: skipped: {reason}" for name, reason in result["skipped"].items()]
     return "\n".join(lines)
+
+
+def line(entry: Mapping[str, Any]) -> str:
+    """One method's time and its ratios."""
+    parts = [
+        f"{entry['seconds_per_image']:.3g} s per counterfactual ({entry['images']} images, median "
+        f"of {entry['repeats']})"
+    ]
+    if (published := entry.get("paper_seconds_per_image")) is not None:
+        parts.append(f"paper {published:.3g} s")
+    if bare := entry.get("bare"):
+        parts.append(f"{bare['ratio']:.3f} x its bare passes ({bare['name']})")
+    for key in ("beside", "float32"):
+        if rival := entry.get(key):
+            parts.append(f"{rival['ratio']:.3f} x the time of {rival['name']} ({compared(rival)})")
+    if peer := entry.get("peer"):
+        speed = (
+            f"{1 / peer['ratio']:.3g} x the images per second of"
+            if peer["agree"]
+            else "not comparable with"
+        )
+        parts.append(f"{speed} {peer['name']} ({peer['images']} images; {compared(peer)})")
+    return "; ".join(parts)
+
+
+def compared(rival: Mapping[str, Any]) -> str:
+    """What a method's counterfactuals and a rival's are worth."""
+    return ", ".join(
+        f"{title} {both['ours']:.3f} and {both['theirs']:.3f}"
+        for title, both in rival["results"].items()
+    )
 
 
 def beside_paper(result: Mapping[str, Any], table: Table) -> str:
@@ -63,12 +62,12 @@ def beside_paper(result: Mapping[str, Any], table: Table) -> str:
     lines = [
         f"# {table.title}",
         "",
-        "| | batch | ms per image | ms per image, one at a time as published | paper, ms |",
+        "| | batch | ms per image | peer, ms | paper, ms |",
         "|:---|---:|---:|---:|---:|",
     ]
     for name, entry in result["methods"].items():
-        alone = entry.get("sequential", {}).get("seconds_per_image")
-        numbers = (entry["seconds_per_image"], alone, entry.get("paper_seconds_per_image"))
+        peer = entry.get("peer", {}).get("seconds_per_image")
+        numbers = (entry["seconds_per_image"], peer, entry.get("paper_seconds_per_image"))
         cells = [labels.get(name, name), str(entry["images"]), *map(shown, numbers)]
         lines.append(f"| {' | '.join(cells)} |")
     networks = ", untrained networks" if result["untrained"] else ""

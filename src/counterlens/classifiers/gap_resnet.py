@@ -75,12 +75,12 @@ class GapResNet(Classifier):
         self.head = nn.Linear(widths[-1], classes)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        found = []
+        maps = []
         hidden = self.stem(2 * x - 1)
         for stage in self.stages:
             hidden = stage(hidden)
-            found.append(hidden)
-        return found
+            maps.append(hidden)
+        return maps
 
     def embed(self, last_map: Tensor) -> Tensor:
         return last_map.mean(dim=(2, 3))

@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.classifiers.base import Classifier
-from counterlens.config import ClassifierOptions
+from counterlens.config import ClassifierOptions, DatasetOptions, too_small
 
 
 class Options(ClassifierOptions):
     """The recipe that reaches the paper's 99.4 % on MNIST and 91.5 % on Fashion-MNIST."""
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """Of smaller images the two convolutions and poolings leave nothing."""
+        return too_small(dataset, 16)
 
 
 class LeNet(Classifier):

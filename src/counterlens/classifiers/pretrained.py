@@ -138,21 +138,21 @@ class Pretrained(Classifier):
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self.network((x - self.mean) / self.std)
+        outputs = self.network((x - self.mean) / self.std)
         if self.options.outputs == "probabilities":
-            found = found.clamp_min(torch.finfo(found.dtype).tiny).log()
-        return found
+            outputs = outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+        return outputs
 
     def maps(self, x: Tensor) -> list[Tensor]:
         if not self.options.maps:
             return [self(x)[:, :, None, None]]
-        found: dict[str, Tensor] = {}
+        maps: dict[str, Tensor] = {}
         with ExitStack() as hooks:
             for name in self.options.maps:
-                keep = partial(_keep, found, name)
+                keep = partial(_keep, maps, name)
                 hooks.enter_context(self._module(name).register_forward_hook(keep))
             self(x)
-        return [found[name] for name in self.options.maps]
+        return [maps[name] for name in self.options.maps]
 
     def embed(self, last_map: Tensor) -> Tensor:
         return last_map.mean(dim=(2, 3))
@@ -167,9 +167,9 @@ class Pretrained(Classifier):
 
 
 def _keep(
-    found: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor
+    maps: dict[str, Tensor], name: str, module: nn.Module, inputs: object, output: Tensor
 ) -> None:
-    found[name] = output
+    maps[name] = output
 
 
 def _from_onnx(path: str) -> nn.Module:

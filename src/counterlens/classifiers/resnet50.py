@@ -88,11 +88,11 @@ class ResNet50(Classifier):
         x = x[:, :, top : top + self.options.crop, left : left + self.options.crop]
         hidden = network.relu(network.bn1(network.conv1((x - self.mean) / self.deviation)))
         hidden = network.maxpool(hidden)
-        found = []
+        maps = []
         for stage in (network.layer1, network.layer2, network.layer3, network.layer4):
             hidden = stage(hidden)
-            found.append(hidden)
-        return found
+            maps.append(hidden)
+        return maps
 
     def embed(self, last_map: Tensor) -> Tensor:
         return last_map.mean(dim=(2, 3))

@@ -22,6 +22,7 @@ from counterlens.config.options import (
     latents_differ,
     pair_name,
     parse_pair,
+    too_small,
 )
 from counterlens.config.project import Project, load_project
 from counterlens.config.reports import (
@@ -71,4 +72,5 @@ __all__ = [
     "parse_pair",
     "read_yaml",
     "table_names",
+    "too_small",
 ]

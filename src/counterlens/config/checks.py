@@ -25,6 +25,8 @@ def check_models(path: Path, models: Models, classifier_key: str | None = None) 
         for file in classifier.files:
             if not Path(file).is_file():
                 fail(place, f"'{file}': no such file")
+        if reason := classifier.unsuited(dataset):
+            fail(place, reason)
         if classifier.attribute is None and not dataset.classes:
             fail(place, f"needs an `attribute`: '{dataset.name}' has no classes of its own")
         if classifier.attribute is not None and classifier.attribute not in dataset.attributes:
@@ -57,7 +59,7 @@ def check_models(path: Path, models: Models, classifier_key: str | None = None) 
                 fail(f"generators.{name}", "needs itself, by way of the generators that it needs")
             behind |= needs
             waiting += needs
-        if reason := generator.conflict(models.generators):
+        if reason := generator.conflict(models.generators) or generator.unsuited(dataset):
             fail(f"generators.{name}", reason)
     for name, oracle in models.oracles.items():
         if not oracle.uses_classifier or oracle.classifier is None:

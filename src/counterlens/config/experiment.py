@@ -115,6 +115,16 @@ class Experiment(Model):
         chosen = None if method == ORIGINAL_DATA else self.methods[method].pairs
         return self.pairs if chosen is None else tuple(p for p in self.all_pairs() if p in chosen)
 
+    def label(self, method: str) -> str:
+        """A method's name in print: `C3LT`, and `C3LT (n3)` for `c3lt-n3`."""
+        if method == ORIGINAL_DATA:
+            return "Original data"
+        options = self.methods.get(method)
+        if options is None or not options.label:
+            return method
+        variant = method.removeprefix(options.kind).removeprefix("-")
+        return f"{options.label} ({variant})" if variant else options.label
+
     def all_pairs(self) -> tuple[Pair, ...]:
         """The pairs of every method, and those of some."""
         return (*self.pairs, *self.further_pairs)

@@ -109,6 +109,14 @@ class DatasetOptions(Options):
         return " ".join([self.kind, *(f"--set {shlex.quote(setting)}" for setting in settings)])
 
 
+def too_small(dataset: DatasetOptions, least: int) -> str | None:
+    """Why images are too small for networks that halve them; None if they are not."""
+    height, width = dataset.shape[1:]
+    if min(height, width) >= least:
+        return None
+    return f"images of {height}x{width} are too small, it needs at least {least} pixels a side"
+
+
 class ClassifierOptions(Options):
     """How a classifier is trained: AdamW, learning rate halved every `decay_every` epochs.
 
@@ -145,6 +153,10 @@ class ClassifierOptions(Options):
         """The user's files that it is read from."""
         return ()
 
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """Why it cannot see the dataset's images; None if it can."""
+        return None
+
 
 class GeneratorOptions(Options):
     """`classifier`: id of the one that its training or its quality gates ask; may be left out
@@ -152,7 +164,8 @@ class GeneratorOptions(Options):
 
     `per_pair`: trained once per class pair instead of once for all classes. `per_classifier`: it
     serves only methods that explain the classifier that it names. `decodes`, `encodes`: what it can
-    do with a latent and with an image. `conditional`: a latent holds the class.
+    do with a latent and with an image. `conditional`: a latent holds the class. `least_side`:
+    smallest height and width of its images.
     """
 
     per_pair: ClassVar[bool] = False
@@ -162,6 +175,7 @@ class GeneratorOptions(Options):
     decodes: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
+    least_side: ClassVar[int] = 16
 
     classifier: Identifier | None = None
 
@@ -176,6 +190,10 @@ class GeneratorOptions(Options):
     def conflict(self, generators: Mapping[str, GeneratorOptions]) -> str | None:
         """Why it cannot work with the generators it requires; None if it can."""
         return None
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """Why it cannot make the dataset's images; None if it can."""
+        return too_small(dataset, self.least_side)
 
 
 def latents_differ(
@@ -213,9 +231,11 @@ class MethodOptions(Options):
     `trained_as` names the method of the same kind whose trained model it uses instead of one of
     its own. `explaining`: the options that shape explanations and not the training, in which the
     two may differ. `requires_maps`, `requires_gap`: it reads the classifier's feature maps, or
-    also its one linear layer on their average.
+    also its one linear layer on their average. `label`: the method's name as its paper prints it;
+    reports show the method's id where it is empty.
     """
 
+    label: ClassVar[str] = ""
     trainable: ClassVar[bool] = False
     requires_maps: ClassVar[bool] = False
     requires_gap: ClassVar[bool] = False

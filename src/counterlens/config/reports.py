@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from counterlens.config.files import CONFIG_DIR, read_yaml, validate
 from counterlens.config.options import Identifier, Model, Pair
 from counterlens.errors import UserError
+
+T = TypeVar("T", bound=Model)
 
 
 class Row(Model):
@@ -71,7 +74,8 @@ class Figure(Model):
 
     `parameter` and `columns` belong to the kind `parameter`: metric columns drawn against one
     option of the methods. The kind `pareto` draws the first of two `columns` against the second;
-    methods that the experiment does not run are left out.
+    methods that the experiment does not run are left out. The kind `strip` shows one query of the
+    first direction.
     """
 
     name: Identifier
@@ -90,6 +94,7 @@ class Figure(Model):
         "diversity",
         "angle",
         "pareto",
+        "strip",
     ]
     experiment: Identifier
     methods: tuple[Identifier, ...] = Field(min_length=1)
@@ -100,22 +105,50 @@ class Figure(Model):
     notes: tuple[str, ...] = ()
 
 
+def _described(section: str, name: str = "") -> Iterator[tuple[str, Path, dict[str, Any]]]:
+    """Every table or figure as (id, file, content): each file's own and those of its variants.
+
+    A file that names no experiment holds only what its variants have in common.
+
+    Args:
+        section: `tables` or `figures`.
+        name: an id; then only the files that may describe it are read.
+    """
+    key = "experiments" if section == "tables" else "experiment"
+    for path in sorted((CONFIG_DIR / section).glob("*.yaml")):
+        if name and name != path.stem and not name.startswith(f"{path.stem}-"):
+            continue
+        content = read_yaml(path)
+        variants = content.pop("variants", None) or {}
+        if key in content or not variants:
+            yield path.stem, path, content
+        for variant, changes in variants.items():
+            laid_over = {key: changes} if section == "tables" else changes
+            if not isinstance(laid_over, dict):
+                raise UserError(f"{path}: variants.{variant}: a mapping of keys is expected")
+            yield f"{path.stem}-{variant}", path, {**content, **laid_over}
+
+
+def _load(section: str, name: str, model: type[T]) -> tuple[Path, T]:
+    """The file of a table or figure, and what it says."""
+    for each, path, content in _described(section, name):
+        if each == name:
+            return path, validate(path, "", model, {**content, "name": name})
+    known = ", ".join(each for each, _, _ in _described(section))
+    kind = section.removesuffix("s")
+    raise UserError(f"{CONFIG_DIR / section / name}.yaml: no such {kind}; known: {known}")
+
+
 def load_table(name: str) -> Table:
-    """A table by id: `<file>` itself, or `<file>-<variant>` for one of its variants."""
-    folder = CONFIG_DIR / "tables"
-    for path in sorted(folder.glob("*.yaml")):
-        if name == path.stem or name.startswith(f"{path.stem}-"):
-            content = read_yaml(path)
-            variants = content.pop("variants", None) or {}
-            variant = name.removeprefix(path.stem).removeprefix("-")
-            if variant and variant not in variants:
-                continue
-            if variant:
-                content["experiments"] = variants[variant]
-            table = validate(path, "", Table, {**content, "name": name})
-            _check_claims(path, table)
-            return table
-    raise UserError(f"{folder}/{name}.yaml: no such table; known: {', '.join(table_names())}")
+    """A table by id: `<file>` itself, or `<file>-<variant>`: the same on other experiments."""
+    path, table = _load("tables", name, Table)
+    _check_claims(path, table)
+    return table
+
+
+def load_figure(name: str) -> Figure:
+    """A figure by id: `<file>` itself, or `<file>-<variant>`: with the keys of the variant."""
+    return _load("figures", name, Figure)[1]
 
 
 def _check_claims(path: Path, table: Table) -> None:
@@ -134,20 +167,10 @@ def _check_claims(path: Path, table: Table) -> None:
 
 
 def table_names() -> list[str]:
-    """Every table id: each file under `config/tables/` and its variants."""
-    names = []
-    for path in sorted((CONFIG_DIR / "tables").glob("*.yaml")):
-        variants = read_yaml(path).get("variants") or {}
-        names += [path.stem, *(f"{path.stem}-{variant}" for variant in variants)]
-    return names
+    """Every table id: the files under `config/tables/` and their variants."""
+    return [name for name, _, _ in _described("tables")]
 
 
 def figure_names() -> list[str]:
-    """Every figure id: each file under `config/figures/`."""
-    return sorted(path.stem for path in (CONFIG_DIR / "figures").glob("*.yaml"))
-
-
-def load_figure(name: str) -> Figure:
-    """The figure `config/figures/<name>.yaml`."""
-    path = CONFIG_DIR / "figures" / f"{name}.yaml"
-    return validate(path, "", Figure, {**read_yaml(path), "name": name})
+    """Every figure id: the files under `config/figures/` and their variants, in order."""
+    return sorted(name for name, _, _ in _described("figures"))

@@ -1,4 +1,4 @@
-"""beta-TCVAE, the generator of DiVE (Rodriguez et al., ICCV 2021), for images of 28 to 64 pixels.
+"""beta-TCVAE, the generator of DiVE (Rodriguez et al., ICCV 2021), for small images.
 
 The objective is Chen et al.'s (Isolating Sources of Disentanglement in VAEs, NeurIPS 2018): the
 Kullback-Leibler term is split into the mutual information of image and code, the total correlation

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from counterlens.config import GeneratorOptions
+from counterlens.config import DatasetOptions, GeneratorOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Generator, Quality, Training
 from counterlens.runtime import files
@@ -45,6 +45,16 @@ class Options(GeneratorOptions):
     imagenet: tuple[Annotated[int, Field(ge=0, lt=1000)], ...] = Field(min_length=2)
     truncation: float = Field(default=0.4, gt=0, le=1)
     least_recognised: float = 0.5
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """The releases draw square colour images of three sizes."""
+        channels, height, width = dataset.shape
+        if channels == 3 and height == width and height in (128, 256, 512):
+            return None
+        return (
+            f"BigGAN-deep draws colour images of 128x128, 256x256 or 512x512; those of "
+            f"'{dataset.name}' are {height}x{width} with {channels} channels"
+        )
 
 
 class BigGAN(Generator):
@@ -97,8 +107,9 @@ class BigGAN(Generator):
         path = Path(self.options.folder) / WEIGHTS
         if not path.is_file():
             raise UserError(f"{path}: no such file; download it to the place of {CONFIG}")
-        if self.options.sha256 is not None and (found := files.sha256(path)) != self.options.sha256:
-            raise UserError(f"{path}: its SHA-256 is {found}, not {self.options.sha256}")
+        digest = files.sha256(path)
+        if self.options.sha256 not in (None, digest):
+            raise UserError(f"{path}: its SHA-256 is {digest}, not {self.options.sha256}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:

@@ -6,6 +6,7 @@ authors' release: 5,250 parameters on one channel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
-from counterlens.errors import UserError
 from counterlens.generators.base import Generator, Training
 from counterlens.runtime.device import place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed
+from counterlens.runtime.sizes import Padding
 from counterlens.runtime.training import History, Losses, batches, train
 
 LARGE_RESIDUAL = 0.05
@@ -42,19 +43,18 @@ class Options(GeneratorOptions):
 
 
 class CemAutoencoder(Generator):
-    """The code is a map of half the resolution with the image's channels; works in [-½, ½]."""
+    """The code is a map of half the resolution with the image's channels; works in [-½, ½].
+
+    Odd sides are padded by one pixel, which repeats the edge.
+    """
 
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
         self.options: Options = options
-        channels, height, width = shape
-        if height % 2 or width % 2:
-            raise UserError(
-                f"cem-autoencoder halves the resolution and doubles it again: {height}x{width} "
-                "images do not come back; it needs an even height and width"
-            )
-        self.code_shape = (channels, height // 2, width // 2)
-        self.latent_dim = channels * (height // 2) * (width // 2)
+        channels = shape[0]
+        self.padding = Padding(shape[1:], 2)
+        self.code_shape = (channels, *(side // 2 for side in self.padding.padded))
+        self.latent_dim = math.prod(self.code_shape)
         maps = options.width
         self.encoder = nn.Sequential(
             *(nn.Conv2d(channels, maps, 3, padding=1), nn.ReLU()),
@@ -69,13 +69,18 @@ class CemAutoencoder(Generator):
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] to about themselves; the last layer is linear."""
-        return self.decoder(self.encoder(x - 0.5)) + 0.5
+        return self.padding.crop(self.decoder(self.code(x))) + 0.5
+
+    def code(self, x: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [0, 1] to their codes (N, C, H / 2, W / 2), rounded up."""
+        return self.encoder(self.padding.pad(x - 0.5))
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.encoder(x - 0.5).flatten(1)
+        return self.code(x).flatten(1)
 
     def decode(self, z: Tensor) -> Tensor:
-        return (self.decoder(z.unflatten(1, self.code_shape)) + 0.5).clamp(0, 1)
+        drawn = self.decoder(z.unflatten(1, self.code_shape))
+        return (self.padding.crop(drawn) + 0.5).clamp(0, 1)
 
     def fit(self, training: Training) -> History:
         """Minimise the mean squared error."""

@@ -1,12 +1,14 @@
-"""DCGAN at 28x28 (Radford et al., 2016), in the sizes that C3LT uses.
+"""DCGAN (Radford et al., 2016), at 28x28 in the sizes that C3LT uses.
 
 Khorram and Fuxin, CVPR 2022: latent 100, width 64, trained on all classes, Adam 2e-4 with betas
-(0.5, 0.999), batch 64. 3,573,696 generator and 661,248 discriminator parameters at width 64.
+(0.5, 0.999), batch 64. 3,573,696 generator and 661,248 discriminator parameters at width 64 and
+28x28. Larger images add convolutions: at 64x64 they are those of Radford et al.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +21,7 @@ from counterlens.generators.base import Generator, Training, draw_samples, sampl
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.sizes import Crop, Padding
 from counterlens.runtime.training import History, Losses, batches, train
 
 
@@ -44,8 +47,8 @@ class DCGAN(Generator):
         super().__init__(options, shape)
         self.options: Options = options
         self.latent_dim = options.latent_dim
-        self.decoder = decoder(options.latent_dim, options.width, shape[0])
-        self.discriminator = discriminator(options.width, shape[0])
+        self.decoder = decoder(options.latent_dim, options.width, shape)
+        self.discriminator = encoder(1, options.width, shape)
 
     def decode(self, z: Tensor) -> Tensor:
         return (self.decoder(z[:, :, None, None]) + 1) / 2
@@ -105,42 +108,74 @@ class DCGAN(Generator):
         return draw_samples(self, 64, training)
 
 
-def decoder(latent_dim: int, width: int, channels: int) -> nn.Sequential:
-    """Latents (N, d, 1, 1) to images (N, C, 28, 28) in [-1, 1]."""
+def halvings(size: Sequence[int]) -> int:
+    """How often the strided convolutions halve images: three times, one more from 64, 128 ... on.
 
-    def up(inputs: int, outputs: int, stride: int, padding: int) -> list[nn.Module]:
+    The shorter side counts; of 32 pixels or more it ends between 4 and 7.
+    """
+    return max(3, (min(size) // 4).bit_length() - 1)
+
+
+def decoder(latent_dim: int, width: int, shape: tuple[int, int, int]) -> nn.Sequential:
+    """Latents (N, d, 1, 1) to images (N, C, H, W) in [-1, 1].
+
+    Doubled from the smallest map that is large enough; half of what is over is cut on each side.
+    """
+
+    def up(
+        inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int, padding: int
+    ) -> list[nn.Module]:
         return [
-            nn.ConvTranspose2d(inputs, outputs, 4, stride, padding, bias=False),
+            nn.ConvTranspose2d(inputs, outputs, kernel, stride, padding, bias=False),
             nn.BatchNorm2d(outputs),
             nn.ReLU(inplace=True),
         ]
 
+    channels, *size = shape
+    depth = halvings(size)
+    padding = Padding(size, 2**depth)
+    start = (padding.padded[0] >> depth, padding.padded[1] >> depth)
+    widths = [width * min(8, 2**level) for level in reversed(range(depth + 1))]
     return nn.Sequential(
-        *up(latent_dim, 8 * width, 1, 0),
-        *up(8 * width, 4 * width, 2, 1),
-        *up(4 * width, 2 * width, 2, 1),
-        *up(2 * width, width, 2, 1),
-        nn.ConvTranspose2d(width, channels, 1, 1, 2, bias=False),
+        *up(latent_dim, widths[0], start, 1, 0),
+        *(layer for pair in pairwise(widths) for layer in up(*pair, 4, 2, 1)),
+        nn.ConvTranspose2d(width, channels, 1, 1, padding.before, bias=False),
+        Crop(size),
         nn.Tanh(),
     )
 
 
-def discriminator(width: int, channels: int) -> nn.Sequential:
-    """Images (N, C, 28, 28) in [-1, 1] to logits (N, 1, 1, 1)."""
+def downward(channels: int, width: int, depth: int) -> nn.Sequential:
+    """Images (N, C, H, W) to maps (N, channels, h, w), halved `depth` times and rounded down.
 
-    def down(inputs: int, outputs: int) -> list[nn.Module]:
-        return [
+    The channels begin with the width and are doubled by each further layer up to eight times it.
+    """
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, width, 4, 2, 1, bias=False),
+        nn.LeakyReLU(0.2, inplace=True),
+    ]
+    for inputs, outputs in pairwise(width * min(8, 2**level) for level in range(depth)):
+        layers += [
             nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False),
             nn.BatchNorm2d(outputs),
             nn.LeakyReLU(0.2, inplace=True),
         ]
+    return nn.Sequential(*layers)
 
+
+def encoder(
+    outputs: int, width: int, shape: tuple[int, int, int], bias: bool = False
+) -> nn.Sequential:
+    """Images (N, C, H, W) in [-1, 1] to (N, outputs, 1, 1); the last layer is linear."""
+    channels, *size = shape
+    depth = halvings(size)
+    whole = Padding(size, 2**depth).padded
+    kernel = (whole[0] >> depth, whole[1] >> depth)
+    missing = (kernel[0] - (size[0] >> depth), kernel[1] - (size[1] >> depth))
+    inputs = width * min(8, 2 ** (depth - 1))
     return nn.Sequential(
-        nn.Conv2d(channels, width, 4, 2, 1, bias=False),
-        nn.LeakyReLU(0.2, inplace=True),
-        *down(width, 2 * width),
-        *down(2 * width, 4 * width),
-        nn.Conv2d(4 * width, 1, 4, 2, 1, bias=False),
+        *downward(channels, width, depth),
+        nn.Conv2d(inputs, outputs, kernel, 2, missing, bias=bias),
     )
 
 

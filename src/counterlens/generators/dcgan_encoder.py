@@ -1,8 +1,8 @@
 """Encoder of a frozen DCGAN, one per class pair, as C3LT needs it.
 
-Architecture: the paper's released encoder (1,066,952 parameters at width 64). Its training is
-unpublished; this one reconstructs images and the classifier's features through the frozen decoder,
-since regressing latents alone loses the class.
+Architecture: the paper's released encoder (1,066,952 parameters at width 64 and 28x28). Its
+training is unpublished; this one reconstructs images and the classifier's features through the
+frozen decoder, since regressing latents alone loses the class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from counterlens.generators.base import (
     reconstruction_quality,
     reconstructions,
 )
-from counterlens.generators.dcgan import initialise
+from counterlens.generators.dcgan import encoder, initialise
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, step_decay, train
@@ -69,24 +69,14 @@ class Options(GeneratorOptions):
 
 
 class DCGANEncoder(Generator):
-    """Four strided convolutions; the last batch normalisation brings latents near N(0, I)."""
+    """Strided convolutions; the last batch normalisation brings latents near N(0, I)."""
 
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         super().__init__(options, shape)
         self.options: Options = options
         self.latent_dim = options.latent_dim
-        width = options.width
         self.encoder = nn.Sequential(
-            nn.Conv2d(shape[0], width, 4, 2, 1, bias=False),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 4 * width, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(4 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(4 * width, options.latent_dim, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(options.latent_dim),
+            *encoder(options.latent_dim, options.width, shape), nn.BatchNorm2d(options.latent_dim)
         )
 
     def encode(self, x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from counterlens.generators.parts.diffusion import Diffusion
 from counterlens.generators.parts.diffusion_options import DiffusionOptions
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.sizes import Padding
 from counterlens.runtime.training import (
     History,
     Losses,
@@ -75,11 +76,9 @@ class DDPM(Diffusion):
         count = len(options.channels)
         blocks = ["DownBlock2D"] * (count - 1)
         lowest = "AttnDownBlock2D" if options.attention else "DownBlock2D"
-        multiple = 2 ** (count - 1)
-        height, width = (-side % multiple for side in shape[1:])
-        self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
+        self.padding = Padding(shape[1:], 2 ** (count - 1))
         self.unet = UNet2DModel(
-            sample_size=(shape[1] + height, shape[2] + width),
+            sample_size=self.padding.padded,
             in_channels=shape[0],
             out_channels=shape[0],
             layers_per_block=options.layers,
@@ -92,14 +91,11 @@ class DDPM(Diffusion):
         )
 
     def predict(self, v: Tensor, step: int | Tensor) -> tuple[Tensor, Tensor | None]:
-        left, right, above, below = self.padding
-        padded = functional.pad(v, self.padding, mode="replicate") if any(self.padding) else v
         options = self.options
         precision = options.precision if self.training else options.explanation_precision
         with autocast(v.device, precision):
-            noise = self.unet(padded.contiguous(), step).sample.float()
-        height, width = noise.shape[2:]
-        return noise[:, :, above : height - below, left : width - right], None
+            noise = self.unet(self.padding.pad(v).contiguous(), step).sample.float()
+        return self.padding.crop(noise), None
 
     def fit(self, training: Training) -> History:
         """Predict the noise of random levels: the simple loss of Ho et al., Eq. 14."""
@@ -126,8 +122,8 @@ class DDPM(Diffusion):
                 noise = torch.randn(v.shape, generator=random).to(device)
                 steps = torch.randint(options.steps, (len(v),), generator=random).to(device)
                 kept = alpha_bar[steps][:, None, None, None]
-                found, _ = self.predict(kept.sqrt() * v + (1 - kept).sqrt() * noise, steps)
-                loss = functional.mse_loss(found, noise)
+                predicted, _ = self.predict(kept.sqrt() * v + (1 - kept).sqrt() * noise, steps)
+                loss = functional.mse_loss(predicted, noise)
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 clip_grad_norm_(self.unet.parameters(), 1.0)

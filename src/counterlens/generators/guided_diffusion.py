@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import Field
 from torch import Tensor
 
+from counterlens.config import DatasetOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
 from counterlens.generators.parts.diffusion import Diffusion
@@ -63,6 +64,14 @@ class Options(DiffusionOptions):
     from_noise: bool = True
     filter_schedule: int = Field(default=25, ge=2)
 
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """A released network sees what it was trained on: images that it halves without a rest."""
+        multiple = 2 ** (len(self.multipliers) - 1)
+        height, width = dataset.shape[1:]
+        if height % multiple or width % multiple:
+            return f"images of {height}x{width}: the sides must be multiples of {multiple}"
+        return super().unsuited(dataset)
+
 
 class GuidedDiffusion(Diffusion):
     """Predicts noise and variance; `fit` reads the checkpoint, nothing is trained."""
@@ -102,8 +111,8 @@ class GuidedDiffusion(Diffusion):
 
     def predict(self, v: Tensor, step: int) -> tuple[Tensor, Tensor | None]:
         with autocast(v.device, self.options.explanation_precision):
-            found = self.unet(v.contiguous(), step).sample.float()
-        noise, place = found.chunk(2, dim=1)
+            output = self.unet(v.contiguous(), step).sample.float()
+        noise, place = output.chunk(2, dim=1)
         return noise, (place + 1) / 2
 
     def fit(self, training: Training) -> History:
@@ -129,7 +138,7 @@ class GuidedDiffusion(Diffusion):
         Raises:
             KeyError: one is missing or left over.
         """
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         left = {*released}
 
         def take(name: str) -> Tensor:
@@ -138,7 +147,7 @@ class GuidedDiffusion(Diffusion):
 
         def copy(old: str, new: str) -> None:
             for part in ("weight", "bias"):
-                found[f"{new}.{part}"] = take(f"{old}.{part}")
+                parameters[f"{new}.{part}"] = take(f"{old}.{part}")
 
         for old, new in WHOLE.items():
             copy(old, new)
@@ -156,13 +165,13 @@ class GuidedDiffusion(Diffusion):
             weights = weight.reshape(heads, 3, -1, channels).transpose(0, 1)
             biases = bias.reshape(heads, 3, -1).transpose(0, 1)
             for place, name in enumerate(("to_q", "to_k", "to_v")):
-                found[f"{new}.{name}.weight"] = weights[place].reshape(channels, channels)
-                found[f"{new}.{name}.bias"] = biases[place].reshape(channels)
-            found[f"{new}.to_out.0.weight"] = take(f"{old}.proj_out.weight").squeeze(-1)
-            found[f"{new}.to_out.0.bias"] = take(f"{old}.proj_out.bias")
+                parameters[f"{new}.{name}.weight"] = weights[place].reshape(channels, channels)
+                parameters[f"{new}.{name}.bias"] = biases[place].reshape(channels)
+            parameters[f"{new}.to_out.0.weight"] = take(f"{old}.proj_out.weight").squeeze(-1)
+            parameters[f"{new}.to_out.0.bias"] = take(f"{old}.proj_out.bias")
         if left:
             raise KeyError(f"unexpected parameter {min(left)}")
-        return found
+        return parameters
 
     def blocks(self) -> Iterator[tuple[str, str, str]]:
         """Every block: its name in the release, its name in diffusers, `residual` or `attention`.

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from counterlens.config import GeneratorOptions
 from counterlens.generators.base import Training
@@ -26,6 +25,7 @@ from counterlens.generators.parts.latent import (
 from counterlens.generators.parts.latent_options import LatentOptions
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.sizes import Padding
 from counterlens.runtime.training import History, Losses, train
 
 
@@ -65,7 +65,7 @@ class Options(LatentOptions):
 
 
 class ClassConditionalLatentDiffusion(LatentDiffusion):
-    """Images are padded with black to a side that fits the resolutions."""
+    """Images are padded with black to sides that fit the resolutions."""
 
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -75,10 +75,8 @@ class ClassConditionalLatentDiffusion(LatentDiffusion):
         super().__init__(options, shape)
         self.options: Options = options
         depth, count = len(options.widths), len(options.channels)
-        multiple = 2 ** (depth - 1 + count - 1)
-        height, width = (-side % multiple for side in shape[1:])
-        self.padding = (width // 2, width - width // 2, height // 2, height - height // 2)
-        self.inner_size = (shape[1] + height, shape[2] + width)
+        self.padding = Padding(shape[1:], 2 ** (depth - 1 + count - 1))
+        self.inner_size = self.padding.padded
         factor = 2 ** (depth - 1)
         self.latent_size = (self.inner_size[0] // factor, self.inner_size[1] // factor)
         autoencoder: Any = AutoencoderKL  # its annotations know one resolution alone
@@ -126,12 +124,10 @@ class ClassConditionalLatentDiffusion(LatentDiffusion):
         )
 
     def to_model(self, v: Tensor) -> Tensor:
-        return functional.pad(v, self.padding, value=-1.0)
+        return self.padding.pad(v, value=-1.0)
 
     def from_model(self, v: Tensor) -> Tensor:
-        left, right, above, below = self.padding
-        height, width = v.shape[2:]
-        return v[:, :, above : height - below, left : width - right]
+        return self.padding.crop(v)
 
     def condition(self, classes: Tensor) -> Tensor:
         return self.position(classes)
@@ -199,8 +195,8 @@ class AutoencoderTraining:
                 posterior = model.autoencoder.encode(model.to_model(2 * x - 1)).latent_dist
                 noise = torch.randn(posterior.mean.shape, generator=random).to(device)
                 drawn = model.autoencoder.decode(posterior.mean + posterior.std * noise).sample
-            found = ((model.from_model(drawn) + 1) / 2).float()
-            pixels = (2 * (found - x)).abs().mean()
+            reconstructed = ((model.from_model(drawn) + 1) / 2).float()
+            pixels = (2 * (reconstructed - x)).abs().mean()
             mean, log_variance = posterior.mean.float(), posterior.logvar.float()
             divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
             loss = pixels + options.kl * divergence
@@ -208,7 +204,7 @@ class AutoencoderTraining:
             if options.features:
                 with torch.no_grad():
                     wanted = classifier.features(x)
-                distance = (classifier.features(found) - wanted).abs().mean()
+                distance = (classifier.features(reconstructed) - wanted).abs().mean()
                 distance = distance / wanted.abs().mean().clamp(min=1e-6)
                 loss = loss + options.features * distance
                 losses["features"] = distance.detach()

@@ -24,6 +24,7 @@ from counterlens.generators.base import Generator, Training, draw_samples, sampl
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.quality import Quality
 from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.sizes import Padding
 from counterlens.runtime.training import History, Losses, batches, moving_average, train
 
 LOWEST = 4  # side of the first stage
@@ -228,12 +229,11 @@ class PGAN(Generator):
         super().__init__(options, shape)
         self.options: Options = options
         self.latent_dim = options.latent_dim
-        channels, height, width = shape
-        self.stages = max(0, math.ceil(math.log2(max(height, width) / LOWEST)))
-        factor = 2**self.stages
-        lowest = (-(-height // factor), -(-width // factor))
-        extra = (factor * lowest[1] - width, factor * lowest[0] - height)
-        self.padding = tuple(part for e in extra for part in (e // 2, e - e // 2))
+        channels, *size = shape
+        self.stages = max(0, math.ceil(math.log2(max(size) / LOWEST)))
+        self.padding = Padding(size, 2**self.stages)
+        height, width = self.padding.padded
+        lowest = (height >> self.stages, width >> self.stages)
         widths = [
             options.width * min(4, 2 ** (self.stages - stage)) for stage in range(self.stages + 1)
         ]
@@ -241,17 +241,14 @@ class PGAN(Generator):
         self.critic = Critic(widths, lowest, channels).apply(initialise)
 
     def decode(self, z: Tensor) -> Tensor:
-        left, _, above, _ = self.padding
-        height, width = self.shape[1:]
-        image = self.decoder(z, self.stages, 1.0)
-        return (image[:, :, above : above + height, left : left + width] + 1) / 2
+        return (self.padding.crop(self.decoder(z, self.stages, 1.0)) + 1) / 2
 
     def discriminate(self, x: Tensor) -> Tensor:
         return self.critic(self.padded(x), self.stages, 1.0)
 
     def padded(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] as the critic sees them, in [-1, 1]."""
-        return functional.pad(2 * x - 1, self.padding, value=-1.0)
+        return self.padding.pad(2 * x - 1, value=-1.0)
 
     def growth(self, progress: float) -> tuple[int, float]:
         """Stage, and how much of it has faded in, after a share of the training."""

@@ -17,6 +17,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from counterlens.config import DatasetOptions
 from counterlens.errors import UserError
 from counterlens.generators.base import Training
 from counterlens.generators.parts.region_options import RegionGeneratorOptions
@@ -70,6 +71,16 @@ class Options(RegionGeneratorOptions):
     def region_count(self) -> int:
         """`regions`."""
         return self.regions
+
+    def unsuited(self, dataset: DatasetOptions) -> str | None:
+        """Colour images that are halved five times without a rest."""
+        channels, height, width = dataset.shape
+        if channels == 3 and not (height % 32 or width % 32):
+            return None
+        return (
+            f"images of {height}x{width} with {channels} channels: it needs three channels and "
+            "sides that are multiples of 32"
+        )
 
 
 class Normalisation(nn.Module):
@@ -149,11 +160,6 @@ class ReleasedSEAN(RegionGenerator):
         super().__init__(options, shape)
         self.options: Options = options
         self.code_dim = options.code_dim
-        if shape[0] != 3 or any(side % 2**HALVINGS for side in shape[1:]):
-            raise UserError(
-                f"released-sean: images of shape {shape}; it needs three channels and sides that "
-                f"are multiples of {2**HALVINGS}"
-            )
         build = getattr(segmentation, f"deeplabv3_{options.backbone}")
         self.segmenter = build(weights=None, weights_backbone=None, num_classes=options.regions)
         widths = [options.encoder_width * factor for factor in (1, 2, 4, 8)]
@@ -190,8 +196,8 @@ class ReleasedSEAN(RegionGenerator):
         labels = self.segmenter(v)["out"].argmax(dim=1)
         if self.options.unlabelled_first:
             labels = (labels - 1) % self.regions
-        found = one_hot(labels, self.regions)
-        return functional.interpolate(found, x.shape[2:], mode="nearest")
+        layout = one_hot(labels, self.regions)
+        return functional.interpolate(layout, x.shape[2:], mode="nearest")
 
     def codes(self, x: Tensor, layout: Tensor) -> Tensor:
         style = self.encoder(2 * x - 1)
@@ -240,7 +246,7 @@ class ReleasedSEAN(RegionGenerator):
         Raises:
             KeyError: a parameter is missing, or one is left over.
         """
-        found: dict[str, Tensor] = {}
+        parameters: dict[str, Tensor] = {}
         taken: set[str] = set()
 
         def take(name: str) -> Tensor:
@@ -248,15 +254,15 @@ class ReleasedSEAN(RegionGenerator):
             return released[name]
 
         def copy(old: str, new: str) -> None:
-            found[f"{new}.weight"] = take(f"{old}.weight")
-            found[f"{new}.bias"] = take(f"{old}.bias")
+            parameters[f"{new}.weight"] = take(f"{old}.weight")
+            parameters[f"{new}.bias"] = take(f"{old}.bias")
 
         def convolution(old: str, new: str) -> None:
             weight = take(f"{old}.weight_orig")
             u, v = (released[f"{old}.weight_{letter}"] for letter in "uv")
-            found[f"{new}.weight"] = weight / torch.dot(u, weight.flatten(1) @ v)
+            parameters[f"{new}.weight"] = weight / torch.dot(u, weight.flatten(1) @ v)
             if f"{old}.bias" in released:
-                found[f"{new}.bias"] = take(f"{old}.bias")
+                parameters[f"{new}.bias"] = take(f"{old}.bias")
 
         for place in (1, 4, 7, 10, 14):
             copy(f"Zencoder.model.{place}", f"encoder.{place}")
@@ -270,7 +276,9 @@ class ReleasedSEAN(RegionGenerator):
                 parts.append(("s", "shortcut"))
             for theirs, ours in parts:
                 convolution(f"{old}.conv_{theirs}", f"{new}.{ours}")
-                self._normalisation(f"{old}.ace_{theirs}", f"{new}.{ours}_norm", take, copy, found)
+                self._normalisation(
+                    f"{old}.ace_{theirs}", f"{new}.{ours}_norm", take, copy, parameters
+                )
         extra = [
             name
             for name in released
@@ -278,7 +286,7 @@ class ReleasedSEAN(RegionGenerator):
         ]
         if extra:
             raise KeyError(f"unexpected parameter {extra[0]}")
-        return found
+        return parameters
 
     def _normalisation(
         self,
@@ -286,13 +294,15 @@ class ReleasedSEAN(RegionGenerator):
         new: str,
         take: Callable[[str], Tensor],
         copy: Callable[[str, str], None],
-        found: dict[str, Tensor],
+        parameters: dict[str, Tensor],
     ) -> None:
         module = self.get_submodule(new)
         assert isinstance(module, Normalisation)
         for name, value in module.plain.named_buffers():
             key = f"{old}.param_free_norm.{name}"
-            found[f"{new}.plain.{name}"] = value if name == "num_batches_tracked" else take(key)
+            parameters[f"{new}.plain.{name}"] = (
+                value if name == "num_batches_tracked" else take(key)
+            )
         copy(f"{old}.Spade.mlp_shared.0", f"{new}.shared")
         for place, name in enumerate(("gamma", "beta")):
             copy(f"{old}.Spade.mlp_{name}", f"{new}.of_map.{place}")
@@ -300,7 +310,7 @@ class ReleasedSEAN(RegionGenerator):
                 copy(f"{old}.conv_{name}", f"{new}.of_style.{place}")
         blends = [take(f"{old}.blending_{name}") for name in ("gamma", "beta")]
         if module.styled:
-            found[f"{new}.blend"] = torch.cat(blends)
+            parameters[f"{new}.blend"] = torch.cat(blends)
             for region in range(self.regions):
                 copy(f"{old}.fc_mu{region}", f"{new}.per_region.{region}")
 

@@ -128,22 +128,22 @@ class StableDiffusion(LatentDiffusion):
         tokenizer = self.read(
             "tokenizer", lambda **told: CLIPTokenizer.from_pretrained(self.options.model, **told)
         )
-        found = tokenizer(
+        tokens = tokenizer(
             [*self.options.prompts, ""],
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
         )
-        return found.input_ids
+        return tokens.input_ids
 
     def to_model(self, v: Tensor) -> Tensor:
         colours = v if v.shape[1] == 3 else v.expand(-1, 3, -1, -1)
         return resized(colours, self.inner_size)
 
     def from_model(self, v: Tensor) -> Tensor:
-        found = resized(v, self.shape[1:])
-        return found if self.shape[0] == 3 else found.mean(dim=1, keepdim=True)
+        images = resized(v, self.shape[1:])
+        return images if self.shape[0] == 3 else images.mean(dim=1, keepdim=True)
 
     def condition(self, classes: Tensor) -> Tensor:
         return self.embeddings[self.position(classes)]

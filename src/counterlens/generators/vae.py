@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from counterlens.config import GeneratorOptions
 from counterlens.generators.base import (
@@ -22,7 +22,7 @@ from counterlens.generators.base import (
     reconstruction_quality,
     reconstructions,
 )
-from counterlens.generators.dcgan import decoder
+from counterlens.generators.dcgan import decoder, encoder
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
 from counterlens.runtime.training import History, Losses, batches, step_decay, train
@@ -53,19 +53,8 @@ class VAE(Generator):
         super().__init__(options, shape)
         self.options: Options = options
         self.latent_dim = options.latent_dim
-        width = options.width
-        self.encoder = nn.Sequential(
-            nn.Conv2d(shape[0], width, 4, 2, 1, bias=False),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(width, 2 * width, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(2 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(2 * width, 4 * width, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(4 * width),
-            nn.LeakyReLU(0.2),
-            nn.Conv2d(4 * width, 2 * options.latent_dim, 4, 2, 1),
-        )
-        self.decoder = decoder(options.latent_dim, width, shape[0])
+        self.encoder = encoder(2 * options.latent_dim, options.width, shape, bias=True)
+        self.decoder = decoder(options.latent_dim, options.width, shape)
 
     def encode(self, x: Tensor) -> Tensor:
         return self.encoder(2 * x - 1).flatten(1)[:, : self.latent_dim]

@@ -7,12 +7,13 @@ the diffusion model regenerates it, and the query stays elsewhere.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 from counterlens.methods.parts.filtered_attack import FilteredAttack, children, edit_mask
 from counterlens.methods.parts.filtered_attack_options import FilteredAttackOptions
 
@@ -24,6 +25,8 @@ class Options(FilteredAttackOptions):
         l2: weight of the Euclidean distance to the query.
         refine: whether the pre-explanation is refined, or is itself the answer.
     """
+
+    label: ClassVar[str] = "ACE"
 
     l2: float = Field(default=0.0, ge=0)
     refine: bool = True
@@ -49,14 +52,18 @@ class ACE(Method):
         of_attack, of_refinement = children(randomness, 2)
         attacked = self.attack.run(x, target, of_attack, options.l1, options.l2)
         edit = edit_mask(x, attacked.images, options.threshold, options.dilation)
-        found = attacked.images
+        counterfactual = attacked.images
         if options.refine:
-            found = self.attack.refine(found, x, edit, of_refinement)
+            counterfactual = self.attack.refine(counterfactual, x, edit, of_refinement)
         with torch.inference_mode():
-            answered = self.task.classifier(found).argmax(dim=1)
+            answered = self.task.classifier(counterfactual).argmax(dim=1)
         extras = {
             "pre_explanation": attacked.images,
             "edit_mask": edit,
             "attack_probability": attacked.target_probability,
         }
-        return Explanation(found, answered == target, extras)
+        return Explanation(counterfactual, answered == target, extras)
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """Of one attack and one refinement."""
+        return self.attack.bare(x, attacks=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -84,6 +84,19 @@ class Walk:
     features: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class BarePasses:
+    """The network passes that a method cannot do without for one batch.
+
+    Attributes:
+        words: what they are, e.g. `encode, map, decode`.
+        run: makes all of them once; their results are thrown away.
+    """
+
+    words: str
+    run: Callable[[], None]
+
+
 class Method(ABC):
     """One way to make counterfactuals, for one pair of classes or several."""
 
@@ -137,6 +150,15 @@ class Method(ABC):
 
     def path(self, x: Tensor, source: Tensor, target: Tensor) -> Walk | None:
         """How the queries turn into their counterfactuals, if the method goes step by step."""
+        return None
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses | None:
+        """The passes behind `explain` of the same batch, the limit of its speed; None: not known.
+
+        Args:
+            x: queries, float32 (N, C, H, W) in [0, 1] on the task's device.
+            target: int64 (N,), the same class for all.
+        """
         return None
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 from counterlens.config import GeneratorOptions, MethodOptions, latents_differ
 from counterlens.data.base import ImageSet
 from counterlens.generators.base import Generator, Quality
-from counterlens.methods.base import Explanation, Method, Task, Walk
+from counterlens.methods.base import BarePasses, Explanation, Method, Task, Walk
 from counterlens.methods.parts.latent_options import InversionOptions, SamplingOptions
 from counterlens.methods.parts.latents import draw_banks, draw_each, invert
 from counterlens.runtime.device import autocast
@@ -52,6 +52,7 @@ class Options(MethodOptions):
         classification: negative log-likelihood, or a hinge on probabilities with `margin`.
     """
 
+    label: ClassVar[str] = "C3LT"
     trainable: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = ("queries", "inversion")
 
@@ -210,6 +211,19 @@ class C3LT(Method):
             images = [self.generator.decode(z).clamp(0, 1) for z in codes]
             return Walk(torch.stack(images, dim=1), torch.linspace(0, 1, len(images)))
 
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses | None:
+        """None without an encoder."""
+        encoder = self.encoder
+        if encoder is None:
+            return None
+        latent_map = self.maps["g" if int(target[0]) == self.task.pair[1] else "h"]
+
+        @torch.inference_mode()
+        def run() -> None:
+            self.generator.decode(latent_map(encoder.encode(x)))
+
+        return BarePasses("encode, map, decode", run)
+
     def move(self, z: Tensor, target: Tensor) -> list[Tensor]:
         """The walk of each code by g or by h, whichever leads to its target class."""
         first, second = self.task.pair
@@ -344,11 +358,11 @@ class Objective:
             losses["proximity"] = self.proximity(2 * reference - 1, 2 * decoded[: len(x)] - 1)
         if options.beta:
             with autocast(x.device, options.precision):
-                found = method.task.classifier.maps(decoded[len(x) :])[: options.cycle_maps]
+                cycled = method.task.classifier.maps(decoded[len(x) :])[: options.cycle_maps]
                 with torch.no_grad():
                     wanted = method.task.classifier.maps(x)[: options.cycle_maps]
             differences = [
-                *((a.float() - b.float()).abs() for a, b in zip(wanted, found, strict=True)),
+                *((a.float() - b.float()).abs() for a, b in zip(wanted, cycled, strict=True)),
                 2 * (x - decoded[len(x) :]).abs(),
             ]
             losses["cycle"] = self.cycle(differences, (z - codes[1]).abs())

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from counterlens.config import Identifier, MethodOptions
 from counterlens.data.base import ImageSet
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 from counterlens.methods.parts.filtered_attack import (
     Attacked,
     FilteredAttack,
@@ -58,6 +58,7 @@ class Options(FilteredAttackOptions):
         auxiliary_epochs: training of the classifier of S.
     """
 
+    label: ClassVar[str] = "CECAS"
     trainable: ClassVar[bool] = True
     requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
@@ -255,11 +256,11 @@ class CECAS(Method):
         most, kept = -1.0, factors.state_dict()
         history: History = []
         for restart in range(1 + self.options.restarts):
-            found = self.fit_factors(features, restart, None if restart else checkpoint)
+            attempt = self.fit_factors(features, restart, None if restart else checkpoint)
             causal, spurious = self.influences(features)
             split = causal >= LEAST_CAUSAL and spurious <= MOST_SPURIOUS
             if split or causal > most:
-                most, history, self.restart = causal, found, restart
+                most, history, self.restart = causal, attempt, restart
                 kept = copy.deepcopy(factors.state_dict())
             if split:
                 break
@@ -352,8 +353,8 @@ class CECAS(Method):
                 if len(index) == 1:
                     continue
                 chosen = index.to(wanted.device)
-                found = factors.auxiliary(spurious[chosen])
-                loss = functional.cross_entropy(found, wanted[chosen])
+                logits = factors.auxiliary(spurious[chosen])
+                loss = functional.cross_entropy(logits, wanted[chosen])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -431,12 +432,12 @@ class CECAS(Method):
         causal = self.steer(x, target, of_causal)
         guide = before if options.mask_of == "pre-explanation" else causal.images
         edit = edit_mask(x, guide, options.threshold, options.dilation)
-        found = causal.images
+        counterfactual = causal.images
         if options.refine != "none":
             edited = causal.images if options.refine == "causal-explanation" else before
-            found = self.attack.refine(edited, x, edit, of_refinement)
+            counterfactual = self.attack.refine(edited, x, edit, of_refinement)
         with torch.inference_mode():
-            answered = self.task.classifier(found).argmax(dim=1)
+            answered = self.task.classifier(counterfactual).argmax(dim=1)
         extras = {
             "causal_explanation": causal.images,
             "pre_explanation": before,
@@ -444,7 +445,11 @@ class CECAS(Method):
             "attack_probability": causal.target_probability,
             "spurious_loss": causal.penalty,
         }
-        return Explanation(found, answered == target, extras)
+        return Explanation(counterfactual, answered == target, extras)
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """Of both attacks, the pre-explanation's and the causally guided one, and a refinement."""
+        return self.attack.bare(x, attacks=2)
 
     def steer(self, x: Tensor, target: Tensor, randomness: Sequence[torch.Generator]) -> Attacked:
         """The first stage: the attack with the spurious-factor loss (Eq. 5-7)."""

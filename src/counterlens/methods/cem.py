@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,7 +19,7 @@ from torch.nn import functional
 from counterlens.config import GeneratorOptions, MethodOptions
 from counterlens.errors import UserError
 from counterlens.generators.cem_autoencoder import CemAutoencoder
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 
 
 class Options(MethodOptions):
@@ -42,6 +42,8 @@ class Options(MethodOptions):
         not_found: where no image counts as found the answer is mid-grey, as in the authors'
             release, or the query.
     """
+
+    label: ClassVar[str] = "CEM"
 
     autoencoder: str | None = None
     targeting: Literal["pairwise", "full"] = "pairwise"
@@ -156,10 +158,10 @@ class CEM(Method):
         self.options: Options = options
         self.autoencoder: CemAutoencoder | None = None
         for name in options.generators():
-            found = task.generators[name]
-            if not isinstance(found, CemAutoencoder):
+            autoencoder = task.generators[name]
+            if not isinstance(autoencoder, CemAutoencoder):
                 raise UserError(f"generator '{name}' is no cem-autoencoder")
-            self.autoencoder = found
+            self.autoencoder = autoencoder
 
     def explain(
         self,
@@ -191,6 +193,25 @@ class CEM(Method):
                 search = search.select(~done)
         found = distance.isfinite()
         return Explanation(counterfactual, found, {"elastic_net": torch.where(found, distance, 0)})
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """The gradients of all iterations, without the classifier's answers to the iterates.
+
+        A search whose steps end early makes fewer.
+        """
+        autoencoder, options = self.autoencoder, self.options
+        count = options.search_steps * options.iterations
+        leaf = x.detach().clone().requires_grad_(True)
+
+        def run() -> None:
+            for _ in range(count):
+                value = self.task.classifier(leaf).sum()
+                if autoencoder is not None:
+                    value = value + autoencoder.reconstruct(leaf).sum()
+                torch.autograd.grad(value, leaf)
+
+        networks = "classifier" if autoencoder is None else "classifier and auto-encoder"
+        return BarePasses(f"{count} x (forward and backward of the {networks})", run)
 
     def advance(self, search: Search) -> None:
         """One iteration of projected shrinkage with look-ahead, and its successes."""
@@ -225,8 +246,8 @@ class CEM(Method):
         loss = (search.weight * self.losses(y, search.source, search.target)).sum()
         if self.autoencoder is not None:
             loss = loss + self.options.gamma * (y - self.autoencoder.reconstruct(y)).square().sum()
-        (found,) = torch.autograd.grad(loss, y)
-        return found + 2 * (search.ahead - search.query)
+        (gradient,) = torch.autograd.grad(loss, y)
+        return gradient + 2 * (search.ahead - search.query)
 
     def losses(self, y: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """How far the logits are from the wanted order: (N,)."""

@@ -29,7 +29,7 @@ class Options(MethodOptions):
 
     Attributes:
         cell: side, in positions of the last feature map, of what is exchanged; 2 on LeNet are the
-            16 cells after its pooling.
+            16 cells after its pooling. Where it does not divide the map the last cells are smaller.
         distractor: a random one of the kept training images of the target class, or the one whose
             embedding is nearest to the query's.
         per_class: how many training images of each class are kept: the first that the classifier
@@ -40,6 +40,7 @@ class Options(MethodOptions):
         max_edits: exchanges after which the search gives up; None is as many as there are cells.
     """
 
+    label: ClassVar[str] = "CVE"
     trainable: ClassVar[bool] = True
     requires_maps: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
@@ -77,12 +78,7 @@ class CVE(Method):
         with torch.no_grad():
             maps = task.classifier.features(torch.zeros(1, *task.shape, device=task.device))
         height, width = maps.shape[2:]
-        if height % options.cell or width % options.cell:
-            raise UserError(
-                f"cell: {options.cell} does not divide the classifier's last feature map of "
-                f"{height}x{width}"
-            )
-        self.grid = (height // options.cell, width // options.cell)
+        self.grid = (-(-height // options.cell), -(-width // options.cell))
         self.patch_sides, self.patch_tops = self.patches()
 
     def trained(self) -> nn.Module:

@@ -1,7 +1,8 @@
 """CycleGAN: images of one class drawn as the other, held by the way back.
 
 Zhu et al., ICCV 2017, with the defaults of the authors' PyTorch code; C3LT compares with it. The
-classifier plays no part. Nothing is resized, cropped or mirrored.
+classifier plays no part. Nothing is resized, cropped or mirrored; sides that are no multiples of 4
+are padded.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.config import MethodOptions
+from counterlens.config import ClassifierOptions, DatasetOptions, MethodOptions
 from counterlens.data.base import ImageSet
-from counterlens.errors import UserError
 from counterlens.methods.base import Explanation, Method, Task
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed, generator
+from counterlens.runtime.sizes import PaddedSequential
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, train
 
 
@@ -37,6 +38,7 @@ class Options(MethodOptions):
         epochs, decay_epochs: with the full learning rate, and with a rate that falls to zero.
     """
 
+    label: ClassVar[str] = "CycleGAN"
     trainable: ClassVar[bool] = True
 
     width: int = Field(default=64, gt=0)
@@ -52,6 +54,16 @@ class Options(MethodOptions):
     lr: float = Field(default=2e-4, gt=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
+
+    def unsuited(self, dataset: DatasetOptions, classifier: ClassifierOptions) -> str | None:
+        """The discriminators must leave a map of answers."""
+        height, width = dataset.shape[1:]
+        if min(height, width) // 2**self.discriminator_layers < 3:
+            return (
+                f"discriminator_layers: {self.discriminator_layers} leave too little of an image "
+                f"of {height}x{width}; use fewer"
+            )
+        return super().unsuited(dataset, classifier)
 
 
 # Networks
@@ -92,7 +104,7 @@ class ResidualBlock(nn.Module):
 
 
 def translator(channels: int, width: int, blocks: int) -> nn.Sequential:
-    """Images (N, C, H, W) in [-1, 1] of one class to the other; sides are multiples of 4."""
+    """Images (N, C, H, W) in [-1, 1] of one class to the other."""
     layers: list[nn.Module] = [ReflectionPad(3), nn.Conv2d(channels, width, 7, bias=False)]
     layers += [nn.InstanceNorm2d(width), nn.ReLU(inplace=True)]
     for inputs in (width, 2 * width):
@@ -103,7 +115,7 @@ def translator(channels: int, width: int, blocks: int) -> nn.Sequential:
         layers += [nn.ConvTranspose2d(inputs, inputs // 2, 3, 2, 1, 1, bias=False)]
         layers += [nn.InstanceNorm2d(inputs // 2), nn.ReLU(inplace=True)]
     layers += [ReflectionPad(3), nn.Conv2d(width, channels, 7), nn.Tanh()]
-    return nn.Sequential(*layers)
+    return PaddedSequential(4, *layers)
 
 
 def patch_discriminator(channels: int, width: int, layers: int) -> nn.Sequential:
@@ -164,14 +176,6 @@ class CycleGAN(Method):
     def __init__(self, options: Options, task: Task) -> None:
         super().__init__(options, task)
         self.options: Options = options
-        if any(side % 4 or side < 8 for side in task.shape[1:]):
-            size = "x".join(map(str, task.shape[1:]))
-            raise UserError(f"cyclegan: sides must be multiples of 4 from 8 on, found {size}")
-        if min(task.shape[1:]) // 2**options.discriminator_layers < 3:
-            raise UserError(
-                f"cyclegan: discriminator_layers: {options.discriminator_layers} leave too little "
-                f"of an image of {task.shape[1]}x{task.shape[2]}; use fewer"
-            )
         torch.manual_seed(task.seed)
         self.translators = nn.ModuleDict(
             {

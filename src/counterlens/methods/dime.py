@@ -32,6 +32,7 @@ class Options(FilterOptions):
         use_logits: the loss is minus the target's logit; otherwise the cross-entropy.
     """
 
+    label: ClassVar[str] = "DiME"
     requires_maps: ClassVar[bool] = True
 
     schedule: int = Field(default=200, ge=2)
@@ -75,7 +76,7 @@ class DiME(Method):
         """
         of_start, *of_tries = children(randomness, 1 + len(self.options.guidance))
         noised = diffuse(2 * x - 1, self.start, draw(of_start, x.shape[1:], x))
-        found = x.clone(memory_format=torch.preserve_format)
+        counterfactual = x.clone(memory_format=torch.preserve_format)
         flipped = torch.zeros_like(target, dtype=torch.bool)
         for weight, random in zip(self.options.guidance, of_tries, strict=True):
             left = (~flipped).nonzero().flatten()
@@ -83,10 +84,10 @@ class DiME(Method):
                 break
             chosen = [random[row] for row in left.tolist()]
             tried = self.guided(x[left], target[left], noised[left], weight, chosen)
-            found[left] = tried
+            counterfactual[left] = tried
             with torch.inference_mode():
                 flipped[left] = self.task.classifier(tried).argmax(dim=1) == target[left]
-        return Explanation(found, flipped)
+        return Explanation(counterfactual, flipped)
 
     def guided(
         self,
@@ -124,7 +125,7 @@ class DiME(Method):
             loss = -weight * logits.gather(1, target[:, None]).sum()
         else:
             loss = weight * functional.cross_entropy(logits, target, reduction="sum")
-        for found, other in zip(maps[:-1], wanted, strict=True):
-            distance = (found - other).square().flatten(1).mean(dim=1).sum()
+        for actual, other in zip(maps[:-1], wanted, strict=True):
+            distance = (actual - other).square().flatten(1).mean(dim=1).sum()
             loss = loss + self.options.perceptual / len(wanted) * distance
         return torch.autograd.grad(loss, clean)[0]

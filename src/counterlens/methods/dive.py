@@ -41,6 +41,7 @@ class Options(MethodOptions):
         stop_at: share of an image's explanations that must reach the target for it to be finished.
     """
 
+    label: ClassVar[str] = "DiVE"
     trainable: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = (
         "iterations",
@@ -184,10 +185,10 @@ class DiVE(Method):
             left = left[going]
         chosen = choose(perturbation.abs().sum(dim=2), probability, reached)
         rows = torch.arange(len(x), device=x.device)
-        found = z + perturbation[rows, chosen].detach()
+        code = z + perturbation[rows, chosen].detach()
         with torch.inference_mode():
-            counterfactual = self.generator.decode(found).clamp(0, 1)
-        extras = {"latent": z, "latent_counterfactual": found, "target_probabilities": probability}
+            counterfactual = self.generator.decode(code).clamp(0, 1)
+        extras = {"latent": z, "latent_counterfactual": code, "target_probabilities": probability}
         return Explanation(counterfactual, reached.any(dim=1), extras)
 
     def decode(self, z: Tensor, moved: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ RENDERINGS_TO_STOP = 2
 
 class Options(ECEDOptions):
     """See `ECEDOptions`: the regions, the background, the sampler and the attack."""
+
+    label: ClassVar[str] = "ECED"
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,10 @@ class ECED(Method):
         options = self.options
         own, *others = children(randomness, 1 + len(options.sweep))
         activation, entropy = self.region.activation(x, source)
-        found, gradient = self.explain_region(
+        explanation, gradient = self.explain_region(
             x, source, target, self.region.choose(activation), own
         )
-        extras = {"activation_map": activation, "weight_entropy": entropy, **found.extras}
+        extras = {"activation_map": activation, "weight_entropy": entropy, **explanation.extras}
         if options.updates:
             extras["angle_by_threshold"] = torch.stack(
                 [
@@ -114,7 +117,7 @@ class ECED(Method):
             masks = [each.extras["edit_mask"] for each in variants]
             extras["variant_masks"] = torch.stack(masks, dim=1)
             extras["variant_found"] = torch.stack([each.found for each in variants], dim=1)
-        return replace(found, extras=extras)
+        return replace(explanation, extras=extras)
 
     def explain_region(
         self,

@@ -7,6 +7,7 @@ networks, which neither paper gives, are of DCGAN's size. The counterfactual of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,14 +17,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from counterlens.config import MethodOptions, Ratio
+from counterlens.config import ClassifierOptions, DatasetOptions, MethodOptions, Ratio, too_small
 from counterlens.data.base import ImageSet
 from counterlens.errors import UserError
-from counterlens.generators.dcgan import initialise
+from counterlens.generators.dcgan import downward, initialise
 from counterlens.methods.base import Explanation, Method, Task
 from counterlens.runtime.device import autocast, place
 from counterlens.runtime.seeding import derive_seed
+from counterlens.runtime.sizes import Padding
 from counterlens.runtime.training import Checkpoint, History, Losses, batches, train
+
+HALVINGS = 3
 
 
 class Options(MethodOptions):
@@ -40,6 +44,7 @@ class Options(MethodOptions):
         real_label: what the discriminators should answer on real images (1 is no smoothing).
     """
 
+    label: ClassVar[str] = "ExplainGAN"
     trainable: ClassVar[bool] = True
 
     latent_dim: int = Field(default=128, gt=0)
@@ -60,6 +65,10 @@ class Options(MethodOptions):
     lr: float = Field(default=2e-4, gt=0)
     beta1: float = Field(default=0.5, ge=0, lt=1)
     precision: Literal["fp32", "bf16"] = "bf16"
+
+    def unsuited(self, dataset: DatasetOptions, classifier: ClassifierOptions) -> str | None:
+        """Encoders and discriminators halve an image three times."""
+        return super().unsuited(dataset, classifier) or too_small(dataset, 8)
 
 
 # Losses. Images are in [-1, 1], masks (N, 1, H, W) in [0, 1]; each gives one value per image.
@@ -108,21 +117,6 @@ class Heads:
     mask: Tensor
 
 
-def downward(channels: int, width: int) -> nn.Sequential:
-    """The first three layers of DCGAN's discriminator: (N, C, H, W) to (N, 4 width, H/8, W/8)."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, width, 4, 2, 1, bias=False),
-        nn.LeakyReLU(0.2, inplace=True),
-    ]
-    for inputs in (width, 2 * width):
-        layers += [
-            nn.Conv2d(inputs, 2 * inputs, 4, 2, 1, bias=False),
-            nn.BatchNorm2d(2 * inputs),
-            nn.LeakyReLU(0.2, inplace=True),
-        ]
-    return nn.Sequential(*layers)
-
-
 def upward(inputs: int, outputs: int) -> list[nn.Module]:
     """Twice the size, with batch normalisation."""
     return [
@@ -133,24 +127,30 @@ def upward(inputs: int, outputs: int) -> list[nn.Module]:
 
 
 class Networks(nn.Module):
-    """An encoder per class; a decoder with a common trunk and three heads."""
+    """An encoder per class; a decoder with a common trunk and three heads.
+
+    Encoders begin as DCGAN's. The decoder doubles a quarter of the image, rounded up, twice; half
+    of what is over is cut on each side.
+    """
 
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = shape
         deepest = 4 * options.width
-        flat = deepest * (height // 8) * (width // 8)
+        flat = deepest * (height >> HALVINGS) * (width >> HALVINGS)
+        self.padding = Padding((height, width), 4)
+        start = (deepest, *(side // 4 for side in self.padding.padded))
         self.encoders = nn.ModuleList(
             nn.Sequential(
-                *downward(channels, options.width),
+                *downward(channels, options.width, HALVINGS),
                 nn.Flatten(),
                 nn.Linear(flat, options.latent_dim),
             )
             for _ in range(2)
         )
         self.trunk = nn.Sequential(
-            nn.Linear(options.latent_dim, deepest * (height // 4) * (width // 4), bias=False),
-            nn.Unflatten(1, (deepest, height // 4, width // 4)),
+            nn.Linear(options.latent_dim, math.prod(start), bias=False),
+            nn.Unflatten(1, start),
             nn.BatchNorm2d(deepest),
             nn.ReLU(inplace=True),
             nn.Conv2d(deepest, deepest, 3, 1, 1, bias=False),
@@ -178,7 +178,7 @@ class Networks(nn.Module):
     def forward(self, z: Tensor) -> Heads:
         """What codes (N, d) stand for."""
         hidden = self.trunk(z)
-        found = {name: head(hidden).float() for name, head in self.heads.items()}
+        found = {name: self.padding.crop(head(hidden)).float() for name, head in self.heads.items()}
         return Heads(
             found["reconstruction"].tanh(), found["transformed"].tanh(), found["mask"].sigmoid()
         )
@@ -190,10 +190,9 @@ class Discriminators(nn.Module):
     def __init__(self, options: Options, shape: tuple[int, int, int]) -> None:
         super().__init__()
         channels, height, width = shape
-        self.first = nn.ModuleList(downward(channels, options.width) for _ in range(2))
-        self.last = nn.Sequential(
-            nn.Flatten(), nn.Linear(4 * options.width * (height // 8) * (width // 8), 1)
-        )
+        flat = 4 * options.width * (height >> HALVINGS) * (width >> HALVINGS)
+        self.first = nn.ModuleList(downward(channels, options.width, HALVINGS) for _ in range(2))
+        self.last = nn.Sequential(nn.Flatten(), nn.Linear(flat, 1))
 
     def forward(self, x: Tensor, side: int) -> Tensor:
         """Logits (N,) for class 0 or 1 of the pair."""
@@ -209,9 +208,6 @@ class ExplainGAN(Method):
     def __init__(self, options: Options, task: Task) -> None:
         super().__init__(options, task)
         self.options: Options = options
-        if any(side % 4 or side < 8 for side in task.shape[1:]):
-            size = "x".join(map(str, task.shape[1:]))
-            raise UserError(f"explaingan: sides must be multiples of 4 from 8 on, found {size}")
         torch.manual_seed(task.seed)
         self.networks = Networks(options, task.shape).apply(initialise)
         place(self.networks, task.device)

@@ -68,6 +68,7 @@ class Options(MethodOptions):
         least_width: channels of a generator's stage, or as many as the classifier's if more.
     """
 
+    label: ClassVar[str] = "Mirror-CFE"
     trainable: ClassVar[bool] = True
     requires_gap: ClassVar[bool] = True
     explaining: ClassVar[tuple[str, ...]] = ("point", "grid")
@@ -151,7 +152,7 @@ class MirrorCFE(Method):
         with torch.no_grad():
             maps = self.classifier.maps(torch.zeros(1, *task.shape, device=task.device))
         channels = [part.shape[1] for part in maps]
-        sizes = [part.shape[2] for part in maps]
+        sizes = [(part.shape[2], part.shape[3]) for part in maps]
         torch.manual_seed(task.seed)
         self.generator = MirrorGenerator(
             channels, sizes, task.shape, options.ssc, options.least_width
@@ -337,15 +338,15 @@ class Training:
         for first, second in pairs:
             partners.setdefault(first, []).append(second)
             partners.setdefault(second, []).append(first)
-        found: list[tuple[Tensor, Tensor]] = []
+        embedded: list[tuple[Tensor, Tensor]] = []
         with torch.inference_mode():
             for part in data.images.split(512):
                 z = method.classifier.embedding(
                     part.to(device, memory_format=torch.channels_last)
                 ).float()
-                found.append((z, method.intended(z).argmax(dim=1).cpu()))
-        z = torch.cat([part for part, _ in found])
-        predicted = torch.cat([part for _, part in found])
+                embedded.append((z, method.intended(z).argmax(dim=1).cpu()))
+        z = torch.cat([part for part, _ in embedded])
+        predicted = torch.cat([part for _, part in embedded])
         kept = torch.isin(predicted, torch.tensor(sorted(partners)))
         labels = data.labels[kept]
         self.anchors = {
@@ -440,7 +441,7 @@ class Training:
         return functional.kl_div(said, wanted, reduction="batchmean", log_target=True)
 
     def feature(self, z: Tensor, z_drawn: Tensor) -> Tensor:
-        """Distance between intended and found features (Eq. 5)."""
+        """Distance between intended and actual features (Eq. 5)."""
         if self.method.options.feature_norm == "l2":
             return (z - z_drawn).norm(dim=1).mean()
         return (z - z_drawn).abs().mean() / self.deviation
@@ -482,8 +483,8 @@ class Training:
 def pick(labels: Tensor, choices: dict[int, Tensor], random: torch.Generator) -> Tensor:
     """For each label (N,) one of its choices, all equally likely."""
     where = torch.rand(len(labels), generator=random)
-    found = torch.empty(len(labels), dtype=torch.long)
+    picked = torch.empty(len(labels), dtype=torch.long)
     for label, options in choices.items():
         mine = labels == label
-        found[mine] = options[(where[mine] * len(options)).long()]
-    return found
+        picked[mine] = options[(where[mine] * len(options)).long()]
+    return picked

@@ -7,6 +7,7 @@ steps, epsilon 64/255 on MNIST and 72/255 on Fashion-MNIST).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from counterlens.config import MethodOptions, Ratio
-from counterlens.methods.base import Explanation, Method, Task
+from counterlens.methods.base import BarePasses, Explanation, Method, Task
 
 
 class Options(MethodOptions):
@@ -27,6 +28,8 @@ class Options(MethodOptions):
         feed_unnormalised: give the network [0, 1] images where it was trained on [-1, 1]. A
             mistake, but the reading that matches the paper's MNIST row.
     """
+
+    label: ClassVar[str] = "PGD"
 
     epsilon: Ratio = Field(gt=0)
     step_size: Ratio = Field(default=1 / 255, gt=0)
@@ -66,3 +69,14 @@ class PGD(Method):
             with torch.no_grad():
                 moved.sub_(gradient.sign_(), alpha=options.step_size).clamp_(low, high)
         return Explanation(moved.detach(), torch.ones_like(target, dtype=torch.bool))
+
+    def bare(self, x: Tensor, target: Tensor) -> BarePasses:
+        """One gradient of the classifier for each step."""
+        leaf = x.detach().clone().requires_grad_(True)
+
+        def run() -> None:
+            for _ in range(self.options.steps):
+                torch.autograd.grad(self.task.classifier(leaf).sum(), leaf)
+
+        words = f"{self.options.steps} x (forward and backward of the classifier)"
+        return BarePasses(words, run)

@@ -7,6 +7,7 @@ image that is drawn from map and codes is of the target class.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -30,6 +31,8 @@ class Options(MethodOptions):
             for those of d numbers, so that it counts as much.
         regions: the regions whose codes may be moved, by number from 0; None is all.
     """
+
+    label: ClassVar[str] = "STEEX (lite)"
 
     generator: str = "sean"
     steps: int = Field(default=100, gt=0)
@@ -86,11 +89,11 @@ class STEEX(Method):
             codes.grad = gradient * self.free
             optimizer.step()
         with torch.inference_mode():
-            found = self.sean.synthesise(layout, codes).clamp(0, 1)
-            flipped = self.task.classifier(found).argmax(dim=1) == target
+            counterfactual = self.sean.synthesise(layout, codes).clamp(0, 1)
+            flipped = self.task.classifier(counterfactual).argmax(dim=1) == target
             regions = layout.argmax(dim=1, keepdim=True).float()
             change = (codes - before).norm(dim=2)
-        return Explanation(found, flipped, {"regions": regions, "code_change": change})
+        return Explanation(counterfactual, flipped, {"regions": regions, "code_change": change})
 
     def losses(self, layout: Tensor, codes: Tensor, before: Tensor, target: Tensor) -> Tensor:
         """Of each image (N,): cross-entropy and squared distance of the codes (N, R, d)."""

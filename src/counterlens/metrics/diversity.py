@@ -81,12 +81,12 @@ class Diversity(Metric):
 def valid_pairs(valid: Tensor) -> tuple[Tensor, Tensor]:
     """Places in the flattened (N, V) of both variants of every pair of one image, both valid."""
     count, variants = valid.shape
-    found = [
+    parts = [
         torch.stack([row * variants + a, row * variants + b], dim=1)
         for a, b in combinations(range(variants), 2)
         for row in [torch.arange(count)[valid[:, a] & valid[:, b]]]
     ]
-    pairs = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long)
+    pairs = torch.cat(parts) if parts else torch.zeros(0, 2, dtype=torch.long)
     return pairs[:, 0], pairs[:, 1]
 
 

@@ -12,7 +12,7 @@ from counterlens.metrics.base import CounterfactualSet, Metric, NotAvailable
 
 
 class Options(MetricOptions):
-    """Intended against found features and confidences, mean over steps and kept paths."""
+    """Intended against actual features and confidences, mean over steps and kept paths."""
 
     paired: ClassVar[bool] = True
 
@@ -50,12 +50,12 @@ class Faithfulness(Metric):
                 last_map = classifier.features(images)  # type: ignore[operator]
                 features.append(classifier.embed(last_map).cpu())  # type: ignore[operator]
                 logits.append(classifier.classify(last_map).cpu())  # type: ignore[operator]
-        found = torch.cat(features).unflatten(0, path.shape[:2])
+        actual = torch.cat(features).unflatten(0, path.shape[:2])
         said = torch.cat(logits).double().log_softmax(dim=1).unflatten(0, path.shape[:2])
         difference = (said.exp() - wanted)[..., cf.target].abs().mean()
         divergence = functional.kl_div(said, wanted, reduction="none").sum(dim=-1).mean()
         return {
-            "feature_error": float((found - cf.extras["path_features"]).abs().double().mean()),
+            "feature_error": float((actual - cf.extras["path_features"]).abs().double().mean()),
             "confidence_error": float(difference),
             "confidence_divergence": float(divergence),
         }

@@ -76,12 +76,12 @@ class SFid(Metric):
         ]
         order = np.argsort(np.array(keys), kind="stable")
         random = np.random.default_rng(derive_seed(0, "sfid"))
-        found = []
+        distances = []
         for _ in range(self.options.splits):
             halves = np.array_split(order[random.permutation(len(order))], 2)
             for one, other in (halves, halves[::-1]):
                 explained = other[counts[other]]
                 if len(one) < 2 or len(explained) < 2:
                     raise NotAvailable("fewer than two images of a half have flipped")
-                found.append(frechet_distance(real[one], made[explained]))
-        return {name: float(np.mean(found))}
+                distances.append(frechet_distance(real[one], made[explained]))
+        return {name: float(np.mean(distances))}

@@ -113,18 +113,18 @@ class Vlm(Metric):
         client = Client(endpoint, limits, options.request, CACHE)
         questions = self.questions(cf)
         try:
-            found = client.scores(questions)
+            answers = client.scores(questions)
         except OutOfBudget:
             answered = sum(client.remembered(question) is not None for question in questions)
             raise NotAvailable(
                 f"the budget of {options.budget} requests is used up with {answered} of "
                 f"{len(questions)} pairs answered; make the metrics again to go on"
             ) from None
-        scores = [each for each in found if each is not None]
+        scores = [each for each in answers if each is not None]
         if not scores:
             missing = "the endpoint gave no well-formed answer"
             raise NotAvailable(missing if endpoint.url else f"no answer is kept: set {URL}")
-        self._notes = self._facts(endpoint.model, scores, len(found))
+        self._notes = self._facts(endpoint.model, scores, len(answers))
         means = {name: float(np.mean([each[name] for each in scores])) for name in CRITERIA}
         return {
             "vlm": float(np.mean(list(means.values()))),

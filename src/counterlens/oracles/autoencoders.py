@@ -21,6 +21,7 @@ from counterlens.errors import UserError
 from counterlens.oracles.base import Fitted, TrainedOracle
 from counterlens.runtime.device import freeze
 from counterlens.runtime.seeding import derive_seed
+from counterlens.runtime.sizes import PaddedSequential
 from counterlens.runtime.training import (
     Checkpoint,
     Losses,
@@ -68,26 +69,36 @@ def fc64(shape: tuple[int, int, int]) -> nn.Sequential:
 
 
 def vl_class(channels: int) -> nn.Sequential:
-    """Convolutional auto-encoder of one class: code of 8 maps at a quarter of the resolution."""
-    return nn.Sequential(
+    """Convolutional auto-encoder of one class: code of 8 maps at a quarter of the resolution.
+
+    Other sides than multiples of 4 are padded with black.
+    """
+    return PaddedSequential(
+        4,
         *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(16, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Conv2d(8, 8, 3, padding=1),
         *(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
         *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
         nn.Conv2d(16, channels, 3, padding=1),
+        value=-1.0,
     )
 
 
 def vl_all(channels: int) -> nn.Sequential:
-    """Convolutional auto-encoder of all classes: code of 1 map at half the resolution."""
-    return nn.Sequential(
+    """Convolutional auto-encoder of all classes: code of 1 map at half the resolution.
+
+    Odd sides are padded with black.
+    """
+    return PaddedSequential(
+        2,
         *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU()),
         *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Conv2d(16, channels, 3, padding=1),
         *(nn.Conv2d(channels, 16, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2)),
         *(nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()),
         nn.Conv2d(16, channels, 3, padding=1),
+        value=-1.0,
     )
 
 
@@ -99,12 +110,6 @@ class Autoencoders(TrainedOracle):
 
     def __init__(self, options: Options, models: Models, name: str) -> None:
         super().__init__(options, models, name)
-        shape = models.dataset.shape
-        if options.family == "vl" and (shape[1] % 4 or shape[2] % 4):
-            raise UserError(
-                f"oracle {name}: family 'vl' needs a height and width divisible by 4, "
-                f"{models.dataset.name} has {shape[1]}x{shape[2]}; use 'fc64'"
-            )
         chosen = options.classifier
         names = models.dataset.classes if chosen is None else models.class_names(chosen)
         self.classes = options.classes or tuple(range(len(names)))

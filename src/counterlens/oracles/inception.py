@@ -79,8 +79,8 @@ class Inception(Oracle):
             )
         if self.network is None:
             self.network = self._build()
-        found = [
+        features = [
             self.network(part.expand(-1, 3, -1, -1).to(self.device))[0].cpu()
             for part in images.split(self.options.batch_size)
         ]
-        return torch.cat(found)
+        return torch.cat(features)

@@ -77,7 +77,7 @@ class Perceptual(Oracle):
         if self.network is None:
             self.network = self._build()
         size = self.options.least_size
-        found = []
+        distances = []
         for pair in zip(
             first.split(self.options.batch_size),
             second.split(self.options.batch_size),
@@ -87,5 +87,5 @@ class Perceptual(Oracle):
             if (shorter := min(first.shape[2:])) < size:
                 sides = [round(side * size / shorter) for side in first.shape[2:]]
                 shown = [functional.interpolate(x, sides, mode="bilinear") for x in shown]
-            found.append(self.network(*shown).flatten().cpu().double())
-        return torch.cat(found)
+            distances.append(self.network(*shown).flatten().cpu().double())
+        return torch.cat(distances)

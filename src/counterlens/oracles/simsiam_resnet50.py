@@ -79,9 +79,9 @@ class SimSiamResNet50(Oracle):
         path = Path(options.file)
         if not path.is_file():
             raise UserError(f"{path}: no such file; download SimSiam's checkpoint there")
-        found = files.sha256(path)
-        if found != options.sha256:
-            raise UserError(f"{path}: its SHA-256 is {found}, not {options.sha256}")
+        digest = files.sha256(path)
+        if digest != options.sha256:
+            raise UserError(f"{path}: its SHA-256 is {digest}, not {options.sha256}")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         except Exception as error:
@@ -98,7 +98,7 @@ class SimSiamResNet50(Oracle):
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"{path}: is no SimSiam encoder: {reason}") from None
         self.network, self.device = freeze(network, device), device
-        self.fingerprint = found
+        self.fingerprint = digest
 
     @torch.inference_mode()
     def features(self, images: Tensor) -> Tensor:
@@ -114,8 +114,8 @@ class SimSiamResNet50(Oracle):
             torch.tensor(values, device=self.device)[:, None, None]
             for values in (IMAGENET_MEAN, IMAGENET_DEVIATION)
         )
-        found = [
+        features = [
             self.network((part.to(self.device).float() / 255 - mean) / deviation).cpu()
             for part in images.expand(-1, 3, -1, -1).split(self.options.batch_size)
         ]
-        return torch.cat(found)
+        return torch.cat(features)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from counterlens import layout
@@ -43,25 +45,42 @@ def methods_on(experiment: Experiment, direction: Pair) -> tuple[str, ...]:
     return tuple(name for name in experiment.methods if direction in experiment.directions(name))
 
 
-def table_directions(table: Table, experiment: Experiment, method: str) -> tuple[Pair, ...]:
-    """The directions that a row of a table is about."""
-    if table.directions == "own":
-        return experiment.directions(method) if runs(experiment, method) else ()
-    return shared_directions(experiment, table_methods(table, experiment))
+@dataclass(frozen=True)
+class TableView:
+    """A table as one experiment fills it."""
 
+    table: Table
+    experiment: Experiment
 
-def filtered_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
-    """The rows that must all have found a counterfactual for an image, if a table asks for it."""
-    if table.filter != "found-by-all":
-        return ()
-    asked = {row.method for row in table.rows if row.in_filter}
-    run = table_methods(table, experiment)
-    return tuple(m for m in run if m != ORIGINAL_DATA and m in asked)
+    @cached_property
+    def methods(self) -> tuple[str, ...]:
+        """The rows that the experiment runs, in the table's order."""
+        return tuple(r.method for r in self.table.rows if runs(self.experiment, r.method))
 
+    @property
+    def filtered(self) -> tuple[str, ...]:
+        """The rows that must all have found a counterfactual for an image, if the table asks it."""
+        if self.table.filter != "found-by-all":
+            return ()
+        asked = {row.method for row in self.table.rows if row.in_filter} - {ORIGINAL_DATA}
+        return tuple(method for method in self.methods if method in asked)
 
-def table_methods(table: Table, experiment: Experiment) -> tuple[str, ...]:
-    """The rows of a table that an experiment runs, in the table's order."""
-    return tuple(row.method for row in table.rows if runs(experiment, row.method))
+    @property
+    def judged(self) -> bool:
+        """Whether any column is a metric's."""
+        return any(column != TIME.name for column in self.table.columns)
+
+    def directions(self, method: str) -> tuple[Pair, ...]:
+        """The directions that a row is about; none if the experiment does not run it."""
+        if method not in self.methods:
+            return ()
+        if self.table.directions == "own":
+            return self.experiment.directions(method)
+        return self._shared
+
+    @cached_property
+    def _shared(self) -> tuple[Pair, ...]:
+        return shared_directions(self.experiment, self.methods)
 
 
 def trained_oracles(experiment: Experiment) -> list[str]:
@@ -127,12 +146,12 @@ def cards(experiment: Experiment) -> list[Path]:
     return [folder / "card.json" for folder in model_folders(experiment)]
 
 
-def table_cards(table: Table, experiment: Experiment) -> list[Path]:
+def table_cards(view: TableView) -> list[Path]:
     """The cards of the models behind a table's rows, on the directions that these are about."""
-    methods = table_methods(table, experiment)
-    directions = {d: None for m in methods for d in table_directions(table, experiment, m)}
+    experiment = view.experiment
+    directions = dict.fromkeys(d for method in view.methods for d in view.directions(method))
     pairs = dict.fromkeys(experiment.pair_of(*direction) for direction in directions)
-    folders = model_folders(experiment, *trainings(experiment, methods, pairs))
+    folders = model_folders(experiment, *trainings(experiment, view.methods, pairs))
     return [folder / "card.json" for folder in folders]
 
 
@@ -174,26 +193,24 @@ def table_inputs(table: Table, experiments: Mapping[str, Experiment]) -> list[Pa
     paths: list[Path] = []
     for name in table.experiments:
         experiment = experiments[name]
-        methods = table_methods(table, experiment)
-        if table.directions == "shared" and not shared_directions(experiment, methods):
+        view = TableView(table, experiment)
+        if table.directions == "shared" and not shared_directions(experiment, view.methods):
             raise UserError(
-                f"table {table.name}: the methods {', '.join(methods)} of experiment {name} have "
-                "no direction in common; give them a common pair under 'pairs'"
+                f"table {table.name}: the methods {', '.join(view.methods)} of experiment {name} "
+                "have no direction in common; give them a common pair under 'pairs'"
             )
-        for method in methods:
-            directions = table_directions(table, experiment, method)
-            if judged(table):
+        for method in view.methods:
+            directions = view.directions(method)
+            if view.judged:
                 paths += metric_files(experiment, method, directions)
                 paths += pair_files(experiment, method, directions)
             if TIME.name in table.columns:
                 paths += timing_files(experiment, method, directions)
                 paths += earlier_timing_files(experiment, method, directions)
-        for method in filtered_methods(table, experiment):
-            directions = table_directions(table, experiment, method)
-            paths += [
-                p for p in set_files(experiment, method, directions) if p.suffix == ".parquet"
-            ]
-        paths += table_cards(table, experiment)
+        for method in view.filtered:
+            sets = set_files(experiment, method, view.directions(method))
+            paths += [path for path in sets if path.suffix == ".parquet"]
+        paths += table_cards(view)
     return paths
 
 
@@ -202,11 +219,6 @@ def figure_methods(figure: Figure, experiment: Experiment) -> tuple[str, ...]:
     if figure.kind != "pareto":
         return figure.methods
     return tuple(method for method in figure.methods if runs(experiment, method))
-
-
-def judged(table: Table) -> bool:
-    """Whether any column of a table is a metric's."""
-    return any(column != TIME.name for column in table.columns)
 
 
 def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
@@ -220,7 +232,7 @@ def figure_inputs(figure: Figure, experiment: Experiment) -> list[Path]:
         for direction in figure.directions:
             if not runs(experiment, method) or direction not in experiment.directions(method):
                 raise UserError(
-                    f"config/figures/{figure.name}.yaml: experiment {experiment.name} does not run "
+                    f"figure {figure.name}: experiment {experiment.name} does not run "
                     f"{method} on {direction[0]} to {direction[1]}; add it under 'methods' and "
                     "'pairs' of the experiment"
                 )

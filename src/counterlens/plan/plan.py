@@ -80,8 +80,7 @@ class Plan:
         for name, table in self.tables.items():
             check(f"table {name}: experiments", table.experiments, self.experiments)
         for name, figure in self.figures.items():
-            place = f"{CONFIG_DIR / 'figures' / name}.yaml: experiment"
-            check(place, [figure.experiment], self.experiments)
+            check(f"figure {name}: experiment", [figure.experiment], self.experiments)
 
     # What a rule says of itself
 

@@ -54,7 +54,7 @@ def of_method(e: Experiment, method: str, part: str = "explanation") -> object:
 def filters(plan: Plan, e: Experiment) -> dict[str, tuple[str, ...]]:
     """The methods that each filtered table about the experiment asks."""
     asked = {
-        table.name: inputs.filtered_methods(table, e)
+        table.name: inputs.TableView(table, e).filtered
         for table in plan.tables.values()
         if e.name in table.experiments
     }

@@ -58,7 +58,7 @@ def tensor_of(tensors: dict[str, np.ndarray], name: str, figure: Figure, method:
     """
     if name not in tensors:
         raise UserError(
-            f"config/figures/{figure.name}.yaml: method {method} keeps no '{name}', which a figure "
+            f"figure {figure.name}: method {method} keeps no '{name}', which a figure "
             f"of kind '{figure.kind}' needs; name another method"
         )
     return tensors[name]

@@ -19,7 +19,7 @@ from counterlens.config import Experiment, Figure, Scale, load_figure, pair_name
 from counterlens.errors import UserError
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
-from counterlens.reports import aggregate, pareto
+from counterlens.reports import aggregate, pareto, strip
 from counterlens.reports.drawing import (
     INK,
     SOURCE,
@@ -102,7 +102,8 @@ def draw_cout(figure: Figure, experiment: Experiment) -> Canvas:
         axes.legend(frameon=False, loc="center right")
         where = aggregate.direction_name(experiment, direction)
         axes.set_title(
-            f"{method}, {where}, test image {image}: COUT {curve['cout']:.3f}", fontsize=10
+            f"{experiment.label(method)}, {where}, test image {image}: COUT {curve['cout']:.3f}",
+            fontsize=10,
         )
     return drawing
 
@@ -183,8 +184,7 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
             columns.append((aggregate.direction_name(experiment, direction), shown, said))
     if not columns:
         raise UserError(
-            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
-            "name fewer methods"
+            f"figure {figure.name}: the methods explain no image in common; name fewer methods"
         )
     rows = 1 + len(figure.methods)
     drawing = canvas(1.3 * len(columns) + 0.4, 1.4 * rows + 0.2)
@@ -194,8 +194,9 @@ def draw_gallery(figure: Figure, experiment: Experiment) -> Canvas:
             show(axes, image)
             axes.set_xlabel(caption(answer), fontsize=8)
         axes_column[0].set_title(caption(name), fontsize=9)
-    for axes, name in zip(grid[:, 0], ("query", *figure.methods), strict=True):
-        axes.set_ylabel(name, fontsize=9)
+    names = ("query", *map(experiment.label, figure.methods))
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(caption(name), fontsize=9)
     return drawing
 
 
@@ -309,24 +310,24 @@ def draw_stages(figure: Figure, experiment: Experiment) -> Canvas:
         for image in sorted(shared)[: figure.images]:
             shown: list[tuple[str, str, np.ndarray]] = []
             for method, (tensors, table) in sets.items():
+                name = experiment.label(method)
                 row = int(np.flatnonzero(table["image"].to_numpy() == image)[0])
                 query, made = tensors["query"][row], tensors["counterfactual"][row]
                 if not shown:
                     shown.append(("query", classes[direction[0]], query))
                 shown += [
-                    (f"{method}: {title}", "", tensors[key][row])
+                    (f"{name}: {title}", "", tensors[key][row])
                     for key, title in STAGES.items()
                     if key in tensors
                 ]
                 said = classes[int(table["predicted_counterfactual"].iloc[row])]
                 sure = float(table["target_probability_counterfactual"].iloc[row])
-                shown.append((method, f"{said}, {sure:.2f}", made))
+                shown.append((name, f"{said}, {sure:.2f}", made))
                 shown.append(("change", "", 1 - np.abs(made - query).clip(0, 1)))
             rows.append(shown)
     if not rows:
         raise UserError(
-            f"config/figures/{figure.name}.yaml: the methods explain no image in common; "
-            "name fewer methods"
+            f"figure {figure.name}: the methods explain no image in common; name fewer methods"
         )
     drawing = canvas(1.25 * len(rows[0]), 1.45 * len(rows))
     for axes_row, shown in zip(
@@ -360,7 +361,7 @@ def draw_parameter(figure: Figure, experiment: Experiment) -> Canvas:
         cells = [results.cell(method, name, figure.directions, only=only) for _, method in points]
         missing = [cell.reason or cell.status for cell in cells if cell.value is None]
         if missing:
-            raise UserError(f"config/figures/{figure.name}.yaml: {name}: {missing[0]}")
+            raise UserError(f"figure {figure.name}: {name}: {missing[0]}")
         values = np.array([cell.value for cell in cells], dtype=np.float64)
         bounds = np.array(
             [
@@ -393,6 +394,7 @@ DRAW: dict[str, Callable[[Figure, Experiment], Canvas]] = {
     "stages": draw_stages,
     "parameter": draw_parameter,
     "pareto": pareto.draw,
+    "strip": strip.draw,
 }
 
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import pandas as pd
 
 from counterlens import layout
-from counterlens.config import Column, Experiment, Pair, Table, load_table, table_names
+from counterlens.config import Column, Experiment, Pair, load_table, table_names
 from counterlens.errors import UserError
 from counterlens.plan import inputs
+from counterlens.plan.inputs import TableView
 from counterlens.runtime import files
 
 
@@ -43,35 +44,31 @@ def found_by_all(table: pd.DataFrame) -> list[int]:
     return table.index[table.fillna(False).all(axis=1)].tolist()
 
 
-def counted(table: Table, experiment: Experiment) -> dict[Pair, list[int]] | None:
+def counted(view: TableView) -> dict[Pair, list[int]] | None:
     """The images of each direction for which every row found one; None where all images count.
 
     The stage's files tell it of all methods that the experiment runs. A table reads the
     counterfactual sets of its own rows instead, so that it waits for no other method.
     """
-    methods = inputs.filtered_methods(table, experiment)
+    methods = view.filtered
     if not methods:
         return None
     return {
-        direction: found_by_all(found_by(experiment, methods, direction))
-        for direction in inputs.table_directions(table, experiment, methods[0])
+        direction: found_by_all(found_by(view.experiment, methods, direction))
+        for direction in view.directions(methods[0])
     }
 
 
-def in_words(
-    table: Table,
-    experiment: Experiment,
-    columns: Sequence[Column],
-    only: Mapping[Pair, Sequence[int]],
-) -> str:
+def in_words(view: TableView, columns: Sequence[Column], only: Mapping[Pair, Sequence[int]]) -> str:
     """A line for the footer: which images a filtered table counts, and for which columns."""
+    table, experiment = view.table, view.experiment
     count = sum(map(len, only.values()))
     if table.filter == "common-images":
         return (
             f"{experiment.name}: counted are the {count} images that every row explains; beside "
             "them the mean over all images of the row."
         )
-    asked = inputs.filtered_methods(table, experiment)
+    asked = view.filtered
     labels = ", ".join(row.label for row in table.rows if row.method in asked)
     others = ", ".join(
         row.label
@@ -88,15 +85,14 @@ def in_words(
     return f"{text}. {whole} are of all images." if whole else f"{text}."
 
 
-def filtered_tables(experiment: Experiment, direction: Pair) -> list[Table]:
+def filtered_tables(experiment: Experiment, direction: Pair) -> list[TableView]:
     """The tables that count only some images of a direction."""
-    return [
-        table
+    views = [
+        TableView(table, experiment)
         for table in map(load_table, table_names())
         if experiment.name in table.experiments
-        and (asked := inputs.filtered_methods(table, experiment))
-        and direction in inputs.table_directions(table, experiment, asked[0])
     ]
+    return [v for v in views if v.filtered and direction in v.directions(v.filtered[0])]
 
 
 def run(experiment: Experiment, source: int, target: int) -> None:
@@ -106,17 +102,16 @@ def run(experiment: Experiment, source: int, target: int) -> None:
     images that table counts.
     """
     direction = (source, target)
-    tables = filtered_tables(experiment, direction)
     methods = inputs.methods_on(experiment, direction)
     table = found_by(experiment, methods, direction)
     common = found_by_all(table)
     place = layout.found(experiment.name, source, target)
     rows = table.assign(all=table.index.isin(common))
     sizes: dict[str, int] = {}
-    for filtered in tables:
-        counted = found_by_all(table.filter(items=inputs.filtered_methods(filtered, experiment)))
-        rows[filtered.name] = table.index.isin(counted)
-        sizes[filtered.name] = len(counted)
+    for view in filtered_tables(experiment, direction):
+        images = found_by_all(table.filter(items=view.filtered))
+        rows[view.table.name] = table.index.isin(images)
+        sizes[view.table.name] = len(images)
     rows = rows.reset_index()
     files.write_parquet(place.with_suffix(".parquet"), rows)
     counts = {

@@ -102,9 +102,7 @@ def draw_angle(figure: Figure, experiment: Experiment) -> Canvas:
             parts = [drawing.tensor_of(each, name, figure, method) for each in found]
             starts = np.concatenate(parts)
     if min(each.shape[1] for each in angles) == 0 or len({len(each) for each in angles}) > 1:
-        raise UserError(
-            f"config/figures/{figure.name}.yaml: the methods must make updates, of the same images"
-        )
+        raise UserError(f"figure {figure.name}: the methods must make updates, of the same images")
     canvas = drawing.canvas(11, 3.2)
     first, second, third = canvas.subplots(1, 3)
     first.plot(THRESHOLDS, starts.T, color="#9ca3af", lw=0.6, alpha=0.5)

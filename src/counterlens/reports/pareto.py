@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,21 +55,21 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
     methods = inputs.figure_methods(figure, experiment)
     columns = _columns(figure, experiment)
     cells = {m: [results.cell(m, c.name, figure.directions) for c in columns] for m in methods}
-    shown = {m: found for m, found in cells.items() if all(_measured(cell) for cell in found)}
+    shown = {m: both for m, both in cells.items() if all(_measured(cell) for cell in both)}
     if not shown:
-        reasons = [cell.reason or cell.status for found in cells.values() for cell in found]
-        raise UserError(f"config/figures/{figure.name}.yaml: nothing to draw: {reasons[0]}")
-    points = np.array([[cell.value for cell in found] for found in shown.values()], np.float64)
+        reasons = [cell.reason or cell.status for both in cells.values() for cell in both]
+        raise UserError(f"figure {figure.name}: nothing to draw: {reasons[0]}")
+    points = np.array([[cell.value for cell in both] for both in shown.values()], np.float64)
     printed = np.stack([points[:, i].round(columns[i].decimals) for i in (0, 1)], axis=1)
     best = front(printed, columns)
     drawing = canvas(6.4, 4.8)
     axes = drawing.subplots()
-    step = points[best][np.argsort(points[best][:, 0])]
-    axes.plot(*step.T, color=TARGET, lw=1.2, ls="--", zorder=1)
+    line = points[best][np.argsort(points[best][:, 0])]
+    axes.plot(*line.T, color=TARGET, lw=1.2, ls="--", zorder=1)
     intervals: list[np.ndarray] = []
-    for point, found, chosen in zip(points, shown.values(), best, strict=True):
+    for point, both, chosen in zip(points, shown.values(), best, strict=True):
         color = TARGET if chosen else BEHIND
-        for axis, cell in enumerate(found):
+        for axis, cell in enumerate(both):
             if cell.low is not None and cell.high is not None:
                 ends = np.stack([point, point])
                 ends[:, axis] = cell.low, cell.high
@@ -87,17 +88,17 @@ def draw(figure: Figure, experiment: Experiment) -> Canvas:
     axes.grid(color="#e6e6ea", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    without = [method for method in methods if method not in shown]
+    without = [experiment.label(method) for method in methods if method not in shown]
     title = f"{experiment.name}, scale {experiment.scale}. Green: the Pareto front"
     axes.set_title(title + (f"; no number: {', '.join(without)}" if without else ""), fontsize=8.5)
     drawing.draw_without_rendering()
-    _label(axes, points, list(shown), best, intervals)
+    _label(axes, points, [experiment.label(method) for method in shown], best, intervals, line)
     return drawing
 
 
 def _columns(figure: Figure, experiment: Experiment) -> tuple[Column, Column]:
     known = experiment.columns()
-    place = f"config/figures/{figure.name}.yaml: columns"
+    place = f"figure {figure.name}: columns"
     if len(figure.columns) != 2:
         raise UserError(f"{place}: a figure of kind 'pareto' has two, one for each axis")
     for name in figure.columns:
@@ -117,8 +118,9 @@ def _label(
     names: list[str],
     best: np.ndarray,
     intervals: list[np.ndarray],
+    line: np.ndarray,
 ) -> None:
-    """Write each name beside its point, where it covers as little as possible.
+    """Write each name beside its point, off every line and where it covers as little as possible.
 
     Places are tried from the nearest on; a line leads to a name that stands further away, or
     nearer to another point than to its own.
@@ -130,6 +132,7 @@ def _label(
     for ends in intervals:
         (left, low), (right, high) = axes.transData.transform(ends)
         taken.append((left - scale, low - scale, right + scale, high + scale))
+    lines_at = _along(axes.transData.transform(line))
     names_at: list[tuple[float, float, float, float]] = []
     for number in np.argsort(-at[:, 1], kind="stable"):
         name, bold = names[number], bool(best[number])
@@ -138,12 +141,16 @@ def _label(
         text.remove()
         own = [box for place, box in enumerate(taken) if place != number]
 
-        def cost(place: int, own=own, size=size, number=number) -> tuple[float, int]:
+        def cost(
+            place: int, own=own, size=size, number=number, lines_at=lines_at
+        ) -> tuple[float, int]:
             left, low = _corner(at[number], PLACES[place], size, scale)
             box = (left, low, left + size.width, low + size.height)
             covered = sum(_overlap(box, other) for other in own)
             way = np.linspace(at[number], (left + size.width / 2, low + size.height / 2), 16)[1:]
+            covered += 5 * sum(_overlap(box, other) for other in names_at)
             covered += 20 * sum(_inside(way, other) for other in names_at)
+            covered += 200 * _inside(lines_at, box)
             outside = size.width * size.height - _overlap(box, frame.extents)
             return covered + 2 * outside, place
 
@@ -151,9 +158,11 @@ def _label(
         left, low = _corner(at[number], PLACES[place], size, scale)
         names_at.append((left, low, left + size.width, low + size.height))
         taken.append(names_at[-1])
-        middle = (left + size.width / 2, low + size.height / 2)
+        middle = np.array((left + size.width / 2, low + size.height / 2))
         nearest = int(np.hypot(*(at - middle).T).argmin())
         far = place >= len(ANGLES) or nearest != number
+        if far:
+            lines_at = np.concatenate([lines_at, _along(np.array([at[number], middle]))])
         axes.annotate(
             name,
             tuple(points[number]),
@@ -177,6 +186,13 @@ def _corner(
     left = point[0] + across + (across / length - 1) / 2 * size.width
     low = point[1] + up + (up / length - 1) / 2 * size.height
     return float(left), float(low)
+
+
+def _along(corners: np.ndarray) -> np.ndarray:
+    """Points (N, 2), about one a pixel, on the line through some corners."""
+    steps = [max(2, int(np.hypot(*(b - a)))) for a, b in pairwise(corners)]
+    parts = [np.linspace(a, b, n) for (a, b), n in zip(pairwise(corners), steps, strict=True)]
+    return np.concatenate([corners, *parts])
 
 
 def _inside(points: np.ndarray, box: Any) -> int:

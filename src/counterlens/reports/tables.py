@@ -27,6 +27,7 @@ from counterlens.config import (
 )
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
+from counterlens.plan.inputs import TableView
 from counterlens.reports import aggregate, board, found
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.reports.entries import Built, Entry
@@ -48,63 +49,16 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     """
     inputs.table_inputs(table, experiments)
     declared = _columns(table, experiments)
-    columns = (board.MEAN_RANK, *declared) if table.ranked else declared
     entries: list[Entry] = []
     footer = [f"Paper: {table.paper}."] if table.paper else []
-    reasons: dict[tuple[str, str], list[str]] = {}
     for name in table.experiments:
-        experiment = experiments[name]
-        methods = inputs.table_methods(table, experiment)
-        directions = {m: inputs.table_directions(table, experiment, m) for m in methods}
-        results = Results(experiment)
-        images = {
-            method: results.images(method, directions[method])
-            if inputs.judged(table)
-            else results.cell(method, inputs.TIME.name, directions[method]).images
-            for method in methods
-        }
-        only: Mapping[Pair, Sequence[int]] | None = found.counted(table, experiment)
-        if table.filter == "common-images":
-            only = results.common(methods, inputs.shared_directions(experiment, methods))
-        whole = {
-            column.name: {
-                row.method: results.cell(row.method, column.name, directions.get(row.method, ()))
-                for row in table.rows
-            }
-            for column in declared
-        }
-        cells = whole if only is None else _filtered(results, whole, declared, directions, only)
-        if table.ranked:
-            cells[board.MEAN_RANK.name] = board.mean_ranks(cells, declared)
-        for column in columns:
-            shown = cells[column.name]
-            beside = {} if only is None else whole[column.name]
-            entries += _entries(table, name, column, shown, beside)
-            for row in table.rows:
-                cell = shown[row.method]
-                if cell.reason is not None and column is not board.MEAN_RANK:
-                    skipped = cell.status == "skipped"
-                    unit = f" {column.unit}" if column.unit else ""
-                    where = row.label if skipped else f"{column.label}{unit}"
-                    told = reasons.setdefault((cell.status.capitalize(), cell.reason), [])
-                    if where not in told:
-                        told.append(where)
-        named = tuple(dict.fromkeys(d for each in directions.values() for d in each))
-        footer.append(_how_made(table, experiment, images, named))
-        if only is not None:
-            footer.append(found.in_words(table, experiment, declared, only))
-        if table.ranked:
-            counted = [column.label for column in board.complete(cells, declared)]
-            footer.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
-        footer += _too_small(table, name, cells, declared)
-        footer += _failed_gates(table, experiment)
-        if inputs.judged(table):
-            sets = [(method, d) for d in named for method in methods if d in directions[method]]
-            footer += [f"{name}: {note}." for note in results.notes(sets)]
+        of_experiment, lines = _of_experiment(TableView(table, experiments[name]), declared)
+        entries += of_experiment
+        footer += lines
     footer += [
         claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
-    footer += [f"{kind}: {', '.join(w)}: {reason}." for (kind, reason), w in reasons.items()]
+    footer += _reasons(entries)
     footer.append(
         "In brackets: 95 % percentile bootstrap interval over images (2000 resamples). "
         + (
@@ -116,34 +70,65 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
         + "Bold: best of the methods run. Not run: the experiment does not define the method."
     )
     footer += table.notes
+    columns = (board.MEAN_RANK, *declared) if table.ranked else declared
     return Built(table, tuple(entries), columns, tuple(footer))
 
 
+def _of_experiment(view: TableView, declared: Sequence[Column]) -> tuple[list[Entry], list[str]]:
+    """The cells that one experiment fills, and its lines of the footer."""
+    table, results = view.table, Results(view.experiment)
+    whole = {
+        column.name: {
+            row.method: results.cell(row.method, column.name, view.directions(row.method))
+            for row in table.rows
+        }
+        for column in declared
+    }
+    only = _counted(view, results)
+    cells = dict(whole) if only is None else _filtered(view, results, whole, declared, only)
+    columns = declared
+    if table.ranked:
+        columns = (board.MEAN_RANK, *declared)
+        cells[board.MEAN_RANK.name] = board.mean_ranks(cells, declared)
+    beside = {} if only is None else whole
+    entries = [
+        entry
+        for column in columns
+        for entry in _entries(view, column, cells[column.name], beside.get(column.name, {}))
+    ]
+    return entries, _footer(view, results, declared, cells, only)
+
+
+def _counted(view: TableView, results: Results) -> Mapping[Pair, Sequence[int]] | None:
+    """The images of each direction that the table's filter counts; None: all of them."""
+    if view.table.filter == "common-images":
+        shared = inputs.shared_directions(view.experiment, view.methods)
+        return results.common(view.methods, shared)
+    return found.counted(view)
+
+
 def _filtered(
+    view: TableView,
     results: Results,
     whole: Mapping[str, Mapping[str, Cell]],
     columns: Iterable[Column],
-    directions: Mapping[str, tuple[Pair, ...]],
     only: Mapping[Pair, Sequence[int]],
 ) -> dict[str, dict[str, Cell]]:
     """The cells of a table by column and row, what is measured per image of some images only."""
-    found = {name: dict(cells) for name, cells in whole.items()}
+    cells = {name: dict(of_rows) for name, of_rows in whole.items()}
     for column in columns:
-        for method in directions if column.per == "image" else ():
+        for method in view.methods if column.per == "image" else ():
             if method != ORIGINAL_DATA:
-                cell = results.cell(method, column.name, directions[method], only=only)
-                found[column.name][method] = cell
-    return found
+                cell = results.cell(method, column.name, view.directions(method), only=only)
+                cells[column.name][method] = cell
+    return cells
 
 
 def _entries(
-    table: Table,
-    experiment: str,
-    column: Column,
-    cells: Mapping[str, Cell],
-    beside: Mapping[str, Cell],
+    view: TableView, column: Column, cells: Mapping[str, Cell], beside: Mapping[str, Cell]
 ) -> Iterable[Entry]:
     """One column of one experiment, row by row; `beside` are the cells of all images."""
+    table, experiment = view.table, view.experiment.name
     winners = aggregate.best(cells, column) if table.directions == "shared" else ()
     ranks = board.ranks(cells, column) if table.ranked and column is not board.MEAN_RANK else {}
     for row in table.rows:
@@ -157,26 +142,63 @@ def _entries(
         yield Entry(*entry, ranks.get(method), every)
 
 
+def _footer(
+    view: TableView,
+    results: Results,
+    declared: Sequence[Column],
+    cells: Mapping[str, Mapping[str, Cell]],
+    only: Mapping[Pair, Sequence[int]] | None,
+) -> list[str]:
+    """What the numbers of one experiment depend on."""
+    name = view.experiment.name
+    lines = [_how_made(view, results)]
+    if only is not None:
+        lines.append(found.in_words(view, declared, only))
+    if view.table.ranked:
+        counted = [column.label for column in board.complete(cells, declared)]
+        lines.append(f"{name}: mean rank over {', '.join(counted) or 'no column'}.")
+    lines += _too_small(view, cells, declared)
+    lines += _failed_gates(view)
+    if view.judged:
+        sets = [(m, d) for d in _directions(view) for m in view.methods if d in view.directions(m)]
+        lines += [f"{name}: {note}." for note in results.notes(sets)]
+    return lines
+
+
+def _directions(view: TableView) -> list[Pair]:
+    """The directions that any row is about, each once."""
+    return list(dict.fromkeys(d for method in view.methods for d in view.directions(method)))
+
+
+def _reasons(entries: Iterable[Entry]) -> list[str]:
+    """Why cells are empty: each reason once, with the rows or columns that it is about."""
+    about: dict[tuple[str, str], dict[str, None]] = {}
+    for entry in entries:
+        cell, column = entry.cell, entry.column
+        if cell.reason is not None and column is not board.MEAN_RANK:
+            unit = f" {column.unit}" if column.unit else ""
+            where = entry.label if cell.status == "skipped" else f"{column.label}{unit}"
+            about.setdefault((cell.status.capitalize(), cell.reason), {})[where] = None
+    return [f"{kind}: {', '.join(where)}: {reason}." for (kind, reason), where in about.items()]
+
+
 def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:
     """A ranked table with what was measured of each method's cost, where all of it was.
 
     Measured times differ from run to run, and so stand only in Markdown and HTML.
     """
-    found = {
-        name: board.costs(
-            experiments[name],
-            {
-                method: inputs.table_directions(built.table, experiments[name], method)
-                for method in inputs.table_methods(built.table, experiments[name])
-            },
+    views = [TableView(built.table, experiments[name]) for name in built.table.experiments]
+    costs_of = {
+        view.experiment.name: board.costs(
+            view.experiment, {method: view.directions(method) for method in view.methods}
         )
-        for name in built.table.experiments
+        for view in views
     }
-    if not built.table.ranked or not any(found.values()):
+    if not built.table.ranked or not any(costs_of.values()):
         return built
     absent = Cell("not available", reason="not measured")
     entries = list(built.entries)
-    for name, costs in found.items():
+    for name, costs in costs_of.items():
         for column in board.COSTS.values():
             for row in built.table.rows:
                 cell = built.entry(name, row.method, board.MEAN_RANK.name).cell
@@ -191,13 +213,13 @@ def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:
 
 def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> str:
     """Whether our numbers bear a claim out, with these numbers."""
-    found = {(e.method, e.column.name): e for e in entries if e.experiment == experiment}
+    own = {(e.method, e.column.name): e for e in entries if e.experiment == experiment}
     methods = (claim.method, *claim.against)
     whose = "Claim of the paper" if claim.whose == "paper" else "Our expectation"
     start = f"{whose}, {experiment}: {claim.text}"
     cells: list[Entry] = []
     for column in claim.columns:
-        cells = [found[method, column] for method in methods]
+        cells = [own[method, column] for method in methods]
         if all(entry.cell.value is not None for entry in cells):
             break
     else:
@@ -242,13 +264,16 @@ def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Colum
     return tuple(column(name) for name in table.columns)
 
 
-def _how_made(
-    table: Table,
-    experiment: Experiment,
-    images: Mapping[str, int],
-    directions: Sequence[tuple[int, int]],
-) -> str:
-    labels = {row.method: row.label for row in table.rows}
+def _how_made(view: TableView, results: Results) -> str:
+    """Scale, images, directions and seed of one experiment."""
+    experiment = view.experiment
+    labels = {row.method: row.label for row in view.table.rows}
+    images = {
+        method: results.images(method, view.directions(method))
+        if view.judged
+        else results.cell(method, inputs.TIME.name, view.directions(method)).images
+        for method in view.methods
+    }
     counts = sorted(set(images.values()))
     if not counts:
         per_method = "no method of this table is run"
@@ -256,7 +281,7 @@ def _how_made(
         per_method = f"{counts[0]} images per method"
     else:
         per_method = "images " + ", ".join(f"{labels[m]} {n}" for m, n in images.items())
-    named = ", ".join(aggregate.direction_name(experiment, d) for d in directions)
+    named = ", ".join(aggregate.direction_name(experiment, d) for d in _directions(view))
     return (
         f"{experiment.name}: scale {experiment.scale}; {per_method}; directions {named}; "
         f"seed {experiment.seed}."
@@ -264,13 +289,10 @@ def _how_made(
 
 
 def _too_small(
-    table: Table,
-    experiment: str,
-    cells: Mapping[str, Mapping[str, Cell]],
-    columns: Iterable[Column],
+    view: TableView, cells: Mapping[str, Mapping[str, Cell]], columns: Iterable[Column]
 ) -> list[str]:
     """Which rows are too small to be compared, in which columns."""
-    labels = {row.method: row.label for row in table.rows}
+    labels = {row.method: row.label for row in view.table.rows}
     told: dict[str, list[str]] = {}
     for column in columns:
         shown = cells[column.name]
@@ -283,17 +305,18 @@ def _too_small(
         if small:
             told.setdefault(", ".join(small), []).append(column.label)
     return [
-        f"{experiment}: {', '.join(names)}: fewer images make it larger; not compared with "
-        f"the other rows, for want of images: {small}."
+        f"{view.experiment.name}: {', '.join(names)}: fewer images make it larger; not compared "
+        f"with the other rows, for want of images: {small}."
         for small, names in told.items()
     ]
 
 
-def _failed_gates(table: Table, experiment: Experiment) -> list[str]:
+def _failed_gates(view: TableView) -> list[str]:
+    experiment = view.experiment
     return [
         f"Quality gate failed in {experiment.name}: {gate.model}, {gate.name} is "
         f"{gate.value:.4g}, must be {gate.bound or 'within'} {gate.threshold:.4g}."
-        for gate in aggregate.gates(inputs.table_cards(table, experiment))
+        for gate in aggregate.gates(inputs.table_cards(view))
         if not gate.passed
     ]
 
@@ -311,12 +334,9 @@ def commit() -> str:
 def hardware() -> str:
     """The processor of this machine in words."""
     cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.M)
-        if (cpuinfo.is_file())
-        else None
-    )
-    return found.group(1) if found else platform.processor() or platform.machine()
+    text = cpuinfo.read_text() if cpuinfo.is_file() else ""
+    named = re.search(r"^model name\s*:\s*(.+)$", text, re.M)
+    return named.group(1) if named else platform.processor() or platform.machine()
 
 
 def provenance(table: Table, experiments: Mapping[str, Experiment]) -> list[str]:

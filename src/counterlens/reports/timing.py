@@ -87,9 +87,9 @@ def to_markdown(experiment: Experiment, summary: pd.DataFrame) -> str:
         "|:---|---:|---:|---:|---:|:---|---:|",
     ]
     for row in summary.to_dict("records"):
-        device = str(row["device"]).replace("|", "\\|")
+        name, device = experiment.label(row["method"]), str(row["device"]).replace("|", "\\|")
         lines.append(
-            f"| {row['method']} | {row['seconds_per_image']:.3g} | {row['images']} "
+            f"| {name} | {row['seconds_per_image']:.3g} | {row['images']} "
             f"| {row['training_seconds']:.1f} | {row['generator_seconds']:.1f} "
             f"| {device} | {row['threads']} |"
         )

@@ -22,10 +22,10 @@ class Quality:
 
     def gates(self) -> dict[str, dict[str, float | bool | str]]:
         """Each gate with its value, threshold and whether it passed."""
-        found: dict[str, dict[str, float | bool | str]] = {}
+        gates: dict[str, dict[str, float | bool | str]] = {}
         for name, threshold in self.at_least.items():
             value = self.values[name]
-            found[name] = {
+            gates[name] = {
                 "value": value,
                 "threshold": threshold,
                 "bound": "at least",
@@ -33,10 +33,10 @@ class Quality:
             }
         for name, threshold in self.at_most.items():
             value = self.values[name]
-            found[name] = {
+            gates[name] = {
                 "value": value,
                 "threshold": threshold,
                 "bound": "at most",
                 "passed": value <= threshold or math.isclose(value, threshold, rel_tol=ROUNDING),
             }
-        return found
+        return gates

@@ -32,17 +32,14 @@ def read_card(folder):
     return DatasetCard.model_validate_json((folder / "dataset.json").read_bytes())
 
 
-def test_digits_look_like_mnist(digits):
+def test_digits_are_grey_and_16x16(digits):
     for split in ("train", "test"):
         tensors = files.load_tensors(digits / f"{split}.safetensors")
         images, labels = tensors["images"], tensors["labels"]
         assert sorted(tensors) == ["images", "labels"]
-        assert images.dtype == np.uint8 and images.shape[1:] == (1, 28, 28)
+        assert images.dtype == np.uint8 and images.shape[1:] == (1, 16, 16)
         assert labels.dtype == np.int64 and len(labels) == len(images)
         assert images.max() == 255 and images.min() == 0
-        border = np.ones((28, 28), bool)
-        border[4:24, 4:24] = False
-        assert not images[:, 0, border].any()
         assert (images.reshape(len(images), -1).max(1) > 200).all()
 
 
@@ -52,13 +49,9 @@ def test_digits_keep_their_picture(digits):
     small, labels = load_digits(return_X_y=True)
     train, test = (files.load_tensors(digits / f"{s}.safetensors") for s in ("train", "test"))
     assert len(train["labels"]) + len(test["labels"]) == len(labels) == 1797
-    # Averages over the 8x8 cells of the 20x20 digit give the original back, about.
-    rows = np.arange(20) * 8 // 20
-    cells = np.zeros((8, 20))
-    cells[rows, np.arange(20)] = 1
-    cells /= cells.sum(1, keepdims=True)
-    found = np.concatenate([train["images"], test["images"]])[:, 0, 4:24, 4:24] / 255
-    back = np.einsum("ai,nij,bj->nab", cells, found, cells)
+    # Averages over squares of 2x2 pixels give the original back, about.
+    images = np.concatenate([train["images"], test["images"]])[:, 0] / 255
+    back = images.reshape(-1, 8, 2, 8, 2).mean((2, 4))
     original = small.reshape(-1, 8, 8) / 16
     # Every original has exactly one nearest neighbour among ours: itself, with its label.
     distances = ((back[:, None] - original[None, :400]) ** 2).sum((2, 3))
@@ -88,7 +81,7 @@ def test_card_has_the_agreed_content(digits):
     keys = ["attributes", "classes", "licence", "name", "shape", "sources", "splits"]
     assert sorted(content) == keys and content["attributes"] == []
     assert content["name"] == "digits" and content["classes"] == list("0123456789")
-    assert content["shape"] == [1, 28, 28] and content["sources"] == []
+    assert content["shape"] == [1, 16, 16] and content["sources"] == []
     for split, record in content["splits"].items():
         labels = files.load_tensors(digits / f"{split}.safetensors")["labels"]
         assert record == {
@@ -168,12 +161,12 @@ def test_changed_or_missing_raw_file_is_rejected_before_anything_is_written(tmp_
 @pytest.mark.parametrize(
     ("images", "labels", "problem"),
     [
-        (np.zeros((2, 1, 28, 28), np.float32), np.zeros(2, np.int64), "images are float32"),
-        (np.zeros((2, 28, 28), np.uint8), np.zeros(2, np.int64), "images are uint8"),
-        (np.zeros((2, 1, 28, 28), np.uint8), np.zeros(3, np.int64), "labels are int64"),
-        (np.zeros((2, 1, 28, 28), np.uint8), np.zeros(2, np.uint8), "labels are uint8"),
-        (np.zeros((2, 1, 28, 28), np.uint8), np.array([0, 10]), "labels run from 0 to 10"),
-        (np.zeros((0, 1, 28, 28), np.uint8), np.zeros(0, np.int64), "has no images"),
+        (np.zeros((2, 1, 16, 16), np.float32), np.zeros(2, np.int64), "images are float32"),
+        (np.zeros((2, 16, 16), np.uint8), np.zeros(2, np.int64), "images are uint8"),
+        (np.zeros((2, 1, 16, 16), np.uint8), np.zeros(3, np.int64), "labels are int64"),
+        (np.zeros((2, 1, 16, 16), np.uint8), np.zeros(2, np.uint8), "labels are uint8"),
+        (np.zeros((2, 1, 16, 16), np.uint8), np.array([0, 10]), "labels run from 0 to 10"),
+        (np.zeros((0, 1, 16, 16), np.uint8), np.zeros(0, np.int64), "has no images"),
     ],
 )
 def test_reader_that_breaks_its_promise(tmp_path, monkeypatch, images, labels, problem):
@@ -189,8 +182,8 @@ def described(monkeypatch):
     """The digits with two attributes, and the way to make `read` give them."""
     monkeypatch.setattr(Options, "attributes", ("even", "round"))
 
-    def give(attributes):
-        split = Arrays(np.zeros((4, 1, 28, 28), np.uint8), np.arange(4), attributes)
+    def give(attributes, labels=(0, 1, 2, 3)):
+        split = Arrays(np.zeros((4, 1, 16, 16), np.uint8), np.array(labels), attributes)
         monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": split, "test": split})
 
     return give
@@ -236,15 +229,12 @@ def test_an_attribute_of_data_without_any(digits):
 def test_labels_of_a_dataset_without_classes(tmp_path, monkeypatch, described):
     """Attributes alone: every label is 0, and no class is counted."""
     monkeypatch.setattr(Options, "classes", ())
-    split = Arrays(
-        np.zeros((4, 1, 28, 28), np.uint8), np.zeros(4, np.int64), np.eye(4, 2, dtype=np.uint8)
-    )
-    monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": split, "test": split})
+    known = np.eye(4, 2, dtype=np.uint8)
+    described(known, (0, 0, 0, 0))
     card = prepare(DIGITS, tmp_path, tmp_path / "out")
     record = card.splits["test"]
     assert (record.images, record.per_class, record.per_attribute) == (4, (), (1, 1))
-    labelled = split._replace(labels=np.array([0, 1, 0, 0]))
-    monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": labelled, "test": labelled})
+    described(known, (0, 1, 0, 0))
     with pytest.raises(UserError, match="train split: labels run from 0 to 1"):
         prepare(DIGITS, tmp_path, tmp_path / "out")
 

@@ -143,23 +143,23 @@ class Diffusion(Generator):
     def filtered(self, x: Tensor, training: Training) -> Tensor:
         """Images (N, C, H, W) in [0, 1] after the filter of the quality gate, on the CPU."""
         through = DiffusionFilter(self, self.gate.filter_schedule, self.gate.filter_steps)
-        found = []
+        images = []
         for part, chosen in zip(x.split(64), torch.arange(len(x)).split(64), strict=True):
             random = image_generators(training.seed, "filter", "quality", chosen.tolist())
             shown = part.to(training.device, memory_format=torch.channels_last)
             with torch.inference_mode():
-                found.append(through(shown, through.noise(random, shown)).cpu())
-        return torch.cat(found)
+                images.append(through(shown, through.noise(random, shown)).cpu())
+        return torch.cat(images)
 
     def quality(self, training: Training) -> Quality:
         """Whether the filter leaves the classifier's answer, on at most 256 test images."""
         assert training.classifier is not None
         x = training.test_images[:: max(1, len(training.test_images) // 256)][:256]
-        found = self.filtered(x, training)
-        before, after = (training.classifier.probabilities(s).argmax(1) for s in (x, found))
+        filtered = self.filtered(x, training)
+        before, after = (training.classifier.probabilities(s).argmax(1) for s in (x, filtered))
         values = {
             "filter_class_kept": float((before == after).float().mean()),
-            "filter_l1": float((x - found).abs().mean()),
+            "filter_l1": float((x - filtered).abs().mean()),
         }
         return Quality(values, at_least={"filter_class_kept": self.gate.least_class_kept})
 

@@ -117,9 +117,9 @@ class LatentDiffusion(Generator):
 
     def sampling_scheduler(self, grid: int) -> Any:
         """A scheduler of its own for sampling with `grid` steps."""
-        found = copy.deepcopy(self.scheduler)
-        found.set_timesteps(grid)
-        return found
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(grid)
+        return scheduler
 
     def noised(self, z: Tensor, noise: Tensor, step: int) -> Tensor:
         """Clean latents at a noise level (ECED Eq. 9)."""
@@ -147,8 +147,8 @@ class LatentDiffusion(Generator):
         condition = self.condition(classes)
         for step in steps_from(scheduler, start):
             noise = draw(randomness, z.shape[1:], z)
-            found = self.eps(z, step, condition)
-            z = scheduler.step(found, step, z, eta=1.0, variance_noise=noise).prev_sample
+            predicted = self.eps(z, step, condition)
+            z = scheduler.step(predicted, step, z, eta=1.0, variance_noise=noise).prev_sample
         return z
 
     @torch.inference_mode()
@@ -333,8 +333,8 @@ class DenoisingTraining:
                 condition = model.condition(torch.where(free, -1, self.labels[chosen]))
                 noisy = model.scheduler.add_noise(z, noise, step)
                 with autocast(device, options.precision):
-                    found = model.eps(noisy, step, condition).float()
-                loss = functional.mse_loss(found, noise)
+                    predicted = model.eps(noisy, step, condition).float()
+                loss = functional.mse_loss(predicted, noise)
                 (loss / options.accumulate).backward()
                 losses.append(loss.detach())
             clip_grad_norm_(self.trained, 1.0)

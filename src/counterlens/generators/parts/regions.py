@@ -46,18 +46,18 @@ class RegionGenerator(Generator):
     def reconstructions(self, x: Tensor) -> Tensor:
         """Images (N, C, H, W) drawn from their own regions and codes, on the CPU, in batches."""
         device = next(self.parameters()).device
-        found = []
+        drawn = []
         for part in x.split(256):
             part = part.to(device)
             layout = self.layout(part)
-            found.append(self.synthesise(layout, self.codes(part, layout)).cpu())
-        return torch.cat(found)
+            drawn.append(self.synthesise(layout, self.codes(part, layout)).cpu())
+        return torch.cat(drawn)
 
     def quality(self, training: Training) -> Quality:
         """Reconstruction and class kept, on test images."""
-        gates, found = self.gates, self.reconstructions(training.test_images)
+        gates, drawn = self.gates, self.reconstructions(training.test_images)
         return reconstruction_quality(
-            found, training, gates.least_class_kept, gates.most_reconstruction_l1
+            drawn, training, gates.least_class_kept, gates.most_reconstruction_l1
         )
 
     def sheet(self, training: Training) -> Tensor:

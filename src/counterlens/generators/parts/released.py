@@ -22,9 +22,9 @@ def read_checkpoint(path: Path, sha256: str) -> Any:
             f"{path}: no such file; download the checkpoint from its authors and name it under "
             "the options of the generator"
         )
-    found = files.sha256(path)
-    if found != sha256:
-        raise UserError(f"{path}: its SHA-256 is {found}, not {sha256}")
+    digest = files.sha256(path)
+    if digest != sha256:
+        raise UserError(f"{path}: its SHA-256 is {digest}, not {sha256}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

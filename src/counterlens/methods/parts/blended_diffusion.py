@@ -67,10 +67,10 @@ class BlendedSampler:
         """One step down (Eq. 10); at step 0 the predicted clean latent."""
         if self.options.checkpoint and torch.is_grad_enabled():
             # by value: with late binding the recomputation would use the loop's last step
-            found = checkpoint(
+            predicted = checkpoint(
                 self.model.guided, z, step, condition, self.options.guidance, use_reentrant=False
             )
         else:
-            found = self.model.guided(z, step, condition, self.options.guidance)
-        stepped = self.scheduler.step(found, step, z, eta=1.0, variance_noise=noise)
+            predicted = self.model.guided(z, step, condition, self.options.guidance)
+        stepped = self.scheduler.step(predicted, step, z, eta=1.0, variance_noise=noise)
         return stepped.prev_sample

@@ -64,13 +64,13 @@ class _Trace(TorchDispatchMode):
         self.known[id(x)] = (x, (Window(), Window()))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        output = func(*args, **(kwargs or {}))
         listed = [part for arg in args for part in (arg if isinstance(arg, list) else [arg])]
         seen = [part for part in listed if id(part) in self.known]
-        maps = found[0] if isinstance(found, tuple | list) else found
+        maps = output[0] if isinstance(output, tuple | list) else output
         if seen and isinstance(maps, Tensor):
             self.known[id(maps)] = (maps, self.windows(func, args, seen, maps))
-        return found
+        return output
 
     def windows(
         self, func: Any, args: Any, seen: list[Tensor], maps: Tensor
@@ -120,17 +120,23 @@ def receptive_field(
         x = torch.zeros(1, *shape, device=device)
         with _Trace(x) as trace:
             maps = features(x)
-    found = trace.known[id(maps)][1]
-    if isinstance(found, str):
+    windows = trace.known[id(maps)][1]
+    if isinstance(windows, str):
         raise UserError(
-            f"the classifier computes its last feature map through '{found}': the pixels that a "
+            f"the classifier computes its last feature map through '{windows}': the pixels that a "
             "cell sees are not known; use composition: tile"
         )
-    return found
+    return windows
 
 
 def split(maps: Tensor, side: int) -> Tensor:
-    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order."""
+    """Maps (N, C, h, w) to cells (N, P, C·side²), in raster order.
+
+    Where the side does not divide the map, its edge is repeated to fill the last cells.
+    """
+    below, right = (-size % side for size in maps.shape[2:])
+    if below or right:
+        maps = functional.pad(maps, [0, right, 0, below], mode="replicate")
     cells = maps.unflatten(3, (-1, side)).unflatten(2, (-1, side))  # N C gh s gw s
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
@@ -138,8 +144,12 @@ def split(maps: Tensor, side: int) -> Tensor:
 def join(cells: Tensor, shape: tuple[int, int, int], side: int) -> Tensor:
     """The inverse of `split` for maps of the shape (C, h, w)."""
     channels, height, width = shape
-    parts = cells.view(len(cells), height // side, width // side, channels, side, side)
-    return parts.permute(0, 3, 1, 4, 2, 5).reshape(len(cells), *shape)
+    rows, columns = -(-height // side), -(-width // side)
+    parts = cells.view(len(cells), rows, columns, channels, side, side)
+    maps = parts.permute(0, 3, 1, 4, 2, 5).reshape(
+        len(cells), channels, rows * side, columns * side
+    )
+    return maps[:, :, :height, :width]
 
 
 class Exchange(ABC):
@@ -185,7 +195,7 @@ class WholeHead(Exchange):
         count = self.cells.shape[1]
         at = torch.arange(count, device=targets.device)
         rows = max(1, FLOATS // (count * count * self.cells[0].numel()))
-        found = []
+        scores = []
         for cells, others, wanted in zip(
             *(part.split(rows) for part in (self.cells, self.others, targets)), strict=True
         ):
@@ -193,8 +203,8 @@ class WholeHead(Exchange):
             changed[:, at, :, at] = others
             answers = self.classify(changed.flatten(0, 2)).log_softmax(dim=1)
             wanted = wanted.repeat_interleave(count * count)[:, None]
-            found.append(answers.gather(1, wanted).view(-1, count, count))
-        return torch.cat(found)
+            scores.append(answers.gather(1, wanted).view(-1, count, count))
+        return torch.cat(scores)
 
     def copy(self, into: Tensor, of: Tensor) -> None:
         rows = torch.arange(len(into), device=into.device)
@@ -229,11 +239,13 @@ def affine_start(classifier: Classifier, maps: Tensor, side: int) -> AffineStart
         maps: some last feature maps (N, C, h, w).
         side: of a cell.
     """
-    channels, cells = maps.shape[1], maps.shape[2] * maps.shape[3] // side**2
-    head = classifier.head
+    channels, height, width = maps.shape[1:]
+    if height % side or width % side:
+        return None  # what is copied into a cell at the border is cut
+    head, cells = classifier.head, height * width // side**2
     if isinstance(classifier, LeNet):
         hidden = classifier.hidden
-        if side != 2 or hidden.in_features != channels * cells:
+        if side != 2:
             return None  # other cells than those of its pooling
         return AffineStart(
             summary=lambda part: part.amax(dim=3),
@@ -273,15 +285,15 @@ class AffineHead(Exchange):
         return self.rest(self.mixed)
 
     def candidates(self, targets: Tensor) -> Tensor:
-        found = []
+        scores = []
         rows = max(1, FLOATS // self.gain[0].numel()) if len(self.gain) else 1
         for gain, mixed, wanted in zip(
             *(part.split(rows) for part in (self.gain, self.mixed, targets)), strict=True
         ):
             answers = self.rest(mixed[:, None, None] + gain).log_softmax(dim=3)
             wanted = wanted[:, None, None, None].expand(*answers.shape[:3], 1)
-            found.append(answers.gather(3, wanted)[..., 0].transpose(1, 2))
-        return torch.cat(found)
+            scores.append(answers.gather(3, wanted)[..., 0].transpose(1, 2))
+        return torch.cat(scores)
 
     def copy(self, into: Tensor, of: Tensor) -> None:
         rows = torch.arange(len(into), device=into.device)

@@ -54,9 +54,9 @@ class EditRegion:
         with torch.inference_mode():
             tapped = TappedClassifier(self.classifier, self.options.layer, blank)
             cam = BatchedScoreCAM(tapped.eval(), self.options.score)
-            found = torch.from_numpy(cam(x - blank, source.tolist()))
+            activation = torch.from_numpy(cam(x - blank, source.tolist()))
         logger.info("ScoreCAM: entropy of the weights %.3f of 1", float(cam.entropy.mean()))
-        return found[:, None].clamp(0, 1).to(x), cam.entropy.to(x)
+        return activation[:, None].clamp(0, 1).to(x), cam.entropy.to(x)
 
     def choose(self, activation: Tensor, threshold: float | None = None) -> Region:
         """Threshold a map; `threshold` replaces that of the options (and their `area`).
@@ -102,12 +102,12 @@ class EditRegion:
         """A mask in the size of the autoencoder to one in that of the latents, 0 and 1."""
         size = self.model.latent_size
         if self.options.downsample == "maxpool":
-            found = functional.adaptive_max_pool2d(mask, size)
+            resized = functional.adaptive_max_pool2d(mask, size)
         elif self.options.downsample == "area":
-            found = functional.adaptive_avg_pool2d(mask, size)
+            resized = functional.adaptive_avg_pool2d(mask, size)
         else:
-            found = functional.interpolate(mask, size, mode="nearest")
-        return (found > 0.5).to(mask)
+            resized = functional.interpolate(mask, size, mode="nearest")
+        return (resized > 0.5).to(mask)
 
     def in_pixels(self, mask: Tensor) -> Tensor:
         """A latent mask enlarged to the size of the images (N, 1, H, W)."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from counterlens.errors import UserError
 from counterlens.generators.parts.diffusion import Diffusion, DiffusionFilter
-from counterlens.methods.base import Task
+from counterlens.methods.base import BarePasses, Task
 from counterlens.methods.parts.filtered_attack_options import FilteredAttackOptions, FilterOptions
 from counterlens.runtime.seeding import generator
 
@@ -46,10 +47,10 @@ def diffusion_of(options: FilterOptions, task: Task) -> Diffusion:
     Raises:
         UserError: it is none.
     """
-    found = task.generators[options.ddpm]
-    if not isinstance(found, Diffusion):
+    model = task.generators[options.ddpm]
+    if not isinstance(model, Diffusion):
         raise UserError(f"generator '{options.ddpm}' is no diffusion model")
-    return found
+    return model
 
 
 def children(randomness: Sequence[torch.Generator], count: int) -> list[list[torch.Generator]]:
@@ -168,6 +169,30 @@ class FilteredAttack:
     ) -> Tensor:
         """Regenerate an explanation inside its edit mask (N, 1, H, W), the query elsewhere."""
         return self.filter.inpaint(edited, original, 1 - edit, randomness, self.options.resamplings)
+
+    def bare(self, x: Tensor, attacks: int) -> BarePasses:
+        """The denoising steps of so many attacks and of one refinement of images (N, C, H, W)."""
+        network, levels = self.filter.network, self.filter.levels
+        leaf = x.detach().clone().requires_grad_(True)
+
+        def predict(v: Tensor, step: int) -> Tensor:
+            return network.predict(v, step)[0]
+
+        def run() -> None:
+            for _ in range(attacks * self.options.iterations):
+                v = leaf
+                for level in reversed(levels):
+                    if self.filter.recompute:
+                        v = checkpoint(predict, v, level.step, use_reentrant=False)
+                    else:
+                        v = predict(v, level.step)
+                torch.autograd.grad(self.classifier(v).sum(), leaf)
+            with torch.inference_mode():
+                for level in reversed(levels):
+                    predict(x, level.step)
+
+        gradients = attacks * self.options.iterations
+        return BarePasses(f"{gradients} x {len(levels)} denoising steps, with gradient", run)
 
 
 def edit_mask(x: Tensor, changed: Tensor, threshold: float, dilation: int) -> Tensor:

@@ -49,7 +49,7 @@ def draw_banks(
     """
     random = seeding.generator(seed)
     conditional = generator.options.conditional
-    found: dict[int, Bank] = {}
+    banks: dict[int, Bank] = {}
     for group in [(label,) for label in labels] if conditional else [tuple(labels)]:
         codes: dict[int, list[Tensor]] = {label: [] for label in group}
         images: dict[int, list[Tensor]] = {label: [] for label in group}
@@ -73,12 +73,12 @@ def draw_banks(
         for label in group:
             acceptance = kept[label] / drawn
             logger.info("class %d: %.2f %% of %d samples kept", label, 100 * acceptance, drawn)
-            found[label] = Bank(
+            banks[label] = Bank(
                 torch.cat(codes[label])[: options.count],
                 torch.cat(images[label])[: options.count],
                 acceptance,
             )
-    return [found[label] for label in labels]
+    return [banks[label] for label in labels]
 
 
 def _is_of(
@@ -153,11 +153,11 @@ def invert(
         ]
     ).to(x.device)
     size = max(1, options.batch_size // options.restarts)
-    found = [
+    descended = [
         _descend(generator, classifier, images, codes, options)
         for images, codes in zip(x.split(size), starts.split(size), strict=True)
     ]
-    codes, losses = zip(*found, strict=True)
+    codes, losses = zip(*descended, strict=True)
     return torch.cat(codes), torch.cat(losses)
 
 

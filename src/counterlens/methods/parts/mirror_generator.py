@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations
 
 LARGEST_PATCH_MAP = 8
+Size = tuple[int, int]
 
 
 class ConvBlock(nn.Sequential):
@@ -23,14 +24,30 @@ class ConvBlock(nn.Sequential):
         )
 
 
+class Pooling(nn.Module):
+    """Means over equal windows: (N, d, H, W) to (N, d, *size).
+
+    Where none divide the map, those at its end are smaller, or what they give is resized.
+    """
+
+    def __init__(self, size: Size) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = [-(-side // less) for side, less in zip(x.shape[2:], self.size, strict=True)]
+        x = functional.avg_pool2d(x, window, ceil_mode=True)
+        return resized(x, self.size)
+
+
 class SpatialPattern(nn.Module):
     """SPE of one stage (Eq. 12): the skip features that belong to a moved feature map."""
 
-    def __init__(self, channels: int, size: int, last: int, last_size: int, width: int) -> None:
+    def __init__(self, channels: int, size: Size, last: int, last_size: Size, width: int) -> None:
         super().__init__()
         self.size = size
         self.inward = nn.Sequential(
-            ConvBlock(channels, width), nn.AvgPool2d(size // last_size), ConvBlock(width, last)
+            ConvBlock(channels, width), Pooling(last_size), ConvBlock(width, last)
         )
         self.mixed = ConvBlock(2 * last, width)
         self.outward = nn.Sequential(
@@ -38,16 +55,16 @@ class SpatialPattern(nn.Module):
         )
 
     def forward(self, inward: Tensor, moved_map: Tensor) -> Tensor:
-        """What `inward` gave and the moved map (N, d, h, w) to (N, channels, size, size)."""
+        """What `inward` gave and the moved map (N, d, h, w) to (N, channels, *size)."""
         mixed = self.mixed(torch.cat([inward, moved_map], dim=1))
-        return self.outward(functional.interpolate(mixed, self.size, mode="bilinear"))
+        return self.outward(resized(mixed, self.size))
 
 
 class MirrorGenerator(nn.Module):
     """U-Net decoder on the classifier's feature maps, with the skip connection controller.
 
     Args:
-        channels, sizes: of the classifier's feature maps, first to last.
+        channels, sizes: of the classifier's feature maps, first to last; heights and widths.
         shape: (C, H, W) of the images.
         ssc: the skip connection controller: `full`, `no-csp` or `skip`.
         least_width: channels of a stage, or as many as the classifier's if more.
@@ -56,14 +73,14 @@ class MirrorGenerator(nn.Module):
     def __init__(
         self,
         channels: Sequence[int],
-        sizes: Sequence[int],
+        sizes: Sequence[Size],
         shape: tuple[int, int, int],
         ssc: str,
         least_width: int,
     ) -> None:
         super().__init__()
         self.ssc = ssc
-        self.sizes = (*sizes[:-1][::-1], shape[1])
+        self.sizes = (*sizes[:-1][::-1], shape[1:])
         widths = [max(least_width, count) for count in channels]
         self.patterns = nn.ModuleList(
             SpatialPattern(count, size, channels[-1], sizes[-1], width)
@@ -111,17 +128,23 @@ class MirrorGenerator(nn.Module):
                 drawn = torch.lerp(skip.to(drawn.dtype), drawn, chosen.to(drawn.dtype))
             edited.append(drawn)
         for stage, skip, size in zip(self.stages, edited[::-1], self.sizes, strict=False):
-            hidden = functional.interpolate(hidden, size, mode="bilinear")
+            hidden = resized(hidden, size)
             hidden = stage(torch.cat([hidden, skip.to(hidden.dtype)], dim=1))
-        if hidden.shape[2] != self.sizes[-1]:
-            hidden = functional.interpolate(hidden, self.sizes[-1], mode="bilinear")
-        return (self.top(hidden).float().tanh() + 1) / 2
+        return (self.top(resized(hidden, self.sizes[-1])).float().tanh() + 1) / 2
+
+
+def resized(x: Tensor, size: Size) -> Tensor:
+    """Maps (N, d, h, w) in another size (N, d, *size), bilinear."""
+    return x if x.shape[2:] == size else functional.interpolate(x, size, mode="bilinear")
 
 
 def patch_discriminator(shape: tuple[int, int, int], width: int = 24) -> nn.Sequential:
-    """Images in [0, 1] to a map of logits, at most 8x8: spectral norm, no batch normalisation."""
+    """Images in [0, 1] to a map of logits with 8 on the shorter side, or fewer.
+
+    Spectral norm, no batch normalisation.
+    """
     layers: list[nn.Module] = []
-    channels, size = shape[0], shape[1]
+    channels, size = shape[0], min(shape[1:])
     while size > LARGEST_PATCH_MAP:
         layers += [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
         channels, width, size = width, 2 * width, size // 2

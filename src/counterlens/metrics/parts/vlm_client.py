@@ -94,19 +94,19 @@ class Client:
             OutOfBudget: not all could be asked; the answers so far are kept.
             UserError: the endpoint refuses: its address, model or key is wrong, or what is asked.
         """
-        found: list[Scores | None] = [self.remembered(question) for question in questions]
-        left = [number for number, scores in enumerate(found) if scores is None]
+        answers: list[Scores | None] = [self.remembered(question) for question in questions]
+        left = [number for number, scores in enumerate(answers) if scores is None]
         if not left or not self.endpoint.url:
-            return found
+            return answers
         with ThreadPoolExecutor(self.limits.concurrency) as pool:
             waiting = {number: pool.submit(self._ask, questions[number]) for number in left}
             try:
                 for number in progress(left, len(left), "asking the vision-language model"):
-                    found[number] = waiting[number].result()
+                    answers[number] = waiting[number].result()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        return found
+        return answers
 
     def remembered(self, question: Question) -> Scores | None:
         """The kept answer to a question, if there is one."""
@@ -210,14 +210,14 @@ def parse(text: str) -> Scores | None:
     """
     start, end = text.find("{"), text.rfind("}")
     try:
-        found: Any = json.loads(text[start : end + 1])
+        answer: Any = json.loads(text[start : end + 1])
     except ValueError:
         pattern = r"{}\W{{1,6}}(\d+)(?!\.?\d)"
         matches = {name: re.search(pattern.format(name), text, re.I) for name in CRITERIA}
-        found = {name: int(match[1]) for name, match in matches.items() if match}
-    if not isinstance(found, dict):
+        answer = {name: int(match[1]) for name, match in matches.items() if match}
+    if not isinstance(answer, dict):
         return None
-    scores = {name: found.get(name) for name in CRITERIA}
+    scores = {name: answer.get(name) for name in CRITERIA}
     for value in scores.values():
         if type(value) is not int or not LOWEST <= value <= HIGHEST:
             return None

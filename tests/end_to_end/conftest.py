@@ -17,26 +17,32 @@ import pytest
 ROOT = Path(__file__).parents[2]
 COPIED = ("Snakefile", "rules", "src", "config", "profiles", "envs", ".dvc", ".dvcignore")
 COPIED += (".gitignore", "dvc.yaml", "pyproject.toml")
+RECORDED = ("data/prepared", "results/models", "results/digits", "results/figures")
 NOTHING_TO_DO = "Nothing to be done"
 NO_CHECKPOINT_PAUSE = ("seconds: float = 30.0", "seconds: float = 0.0")
 
-EXPERIMENT = """\
-name: digits
+MODELS = """\
 dataset: digits
 seed: 3
-pairs: [[3, 8]]
-classifier: {kind: lenet, epochs: 3, batch_size: 64}
+classifiers:
+  lenet: {epochs: 3, batch_size: 64}
 generators:
-  dcgan: {kind: dcgan, latent_dim: 8, width: 4, epochs: 20, batch_size: 64}
+  dcgan: {latent_dim: 8, width: 4, epochs: 20, batch_size: 64}
   encoder: {kind: dcgan-encoder, generator: dcgan, latent_dim: 8, width: 4, epochs: 3}
 oracles:
-  autoencoders: {kind: autoencoders, class_epochs: 1, all_epochs: 1}
+  autoencoders: {classes: [3, 8], class_epochs: 1, all_epochs: 1}
+"""
+EXPERIMENT = """\
+name: digits
+models: digits
+classifier: lenet
+pairs: [[3, 8]]
 methods:
-  c3lt: {kind: c3lt, generator: dcgan, encoder: encoder, epochs: 3, batch_size: 64}
-  pgd: {kind: pgd, epsilon: 64/255, step_size: 8/255, steps: 9}
+  c3lt: {generator: dcgan, encoder: encoder, epochs: 3, batch_size: 64}
+  pgd: {epsilon: 64/255, step_size: 8/255, steps: 9}
 metrics:
-  - {kind: validity}
-  - {kind: proximity}
+  - validity
+  - proximity
   - {kind: cout, steps: 4}
   - {kind: im, autoencoders: autoencoders}
 evaluation: {images: 12, batch_size: 8}
@@ -72,6 +78,7 @@ directions: [[3, 8]]
 SETTINGS = """\
 scale: small
 threads: 1
+models: [digits]
 experiments: [digits]
 tables: [c3lt-table1]
 figures: [digits-gallery]
@@ -155,7 +162,7 @@ class Project:
     def results(self, *folders: str) -> dict[str, bytes]:
         """The content of every reproducible result, or of those in some folders."""
         found = {}
-        for folder in folders or ("data/prepared", "results/digits", "results/figures"):
+        for folder in folders or RECORDED:
             for path in sorted((self.path / folder).rglob("*")):
                 if path.is_file():
                     found[path.relative_to(self.path).as_posix()] = path.read_bytes()
@@ -195,6 +202,7 @@ def make_tiny(place: Path) -> Project:
     shutil.rmtree(place / "config")
     for file, text in {
         "config.yaml": SETTINGS,
+        "models/digits.yaml": MODELS,
         "experiments/digits.yaml": EXPERIMENT,
         "tables/c3lt-table1.yaml": TABLE,
         "tables/c3lt-table5.yaml": ABLATION,
@@ -204,7 +212,6 @@ def make_tiny(place: Path) -> Project:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     project.edit("src/counterlens/runtime/training.py", *NO_CHECKPOINT_PAUSE)
-    project.run(sys.executable, "rules/dvc_yaml.py")
     return project
 
 

@@ -1,6 +1,7 @@
-"""The searches as published, one image at a time: what `bench` compares CEM and CVE with.
+"""The searches of CEM and CVE as published, one image at a time.
 
-Written from the papers apart from the batched methods, whose results they must give.
+Written from the papers apart from the batched methods, which must give the same. Also a peer of
+`counterlens bench --peer`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from counterlens.methods.cem import CEM
 from counterlens.methods.cve import CVE
 
 
-def cem(method: CEM, x: Tensor, source: Tensor, target: Tensor) -> Tensor:
+def cem(
+    method: CEM,
+    x: Tensor,
+    source: Tensor,
+    target: Tensor,
+    randomness: Sequence[torch.Generator] = (),
+) -> Tensor:
     """Counterfactuals of queries (N, C, H, W) in [0, 1], by the release's loops."""
     pairs = zip(source.tolist(), target.tolist(), strict=True)
-    found = [
-        _cem(method, image[None] - 0.5, *pair) + 0.5 for image, pair in zip(x, pairs, strict=True)
-    ]
-    return torch.cat(found)
+    return torch.cat(
+        [_cem(method, image[None] - 0.5, *pair) + 0.5 for image, pair in zip(x, pairs, strict=True)]
+    )
 
 
 def _cem(method: CEM, x0: Tensor, source: int, target: int) -> Tensor:
@@ -93,7 +99,7 @@ def cve(
     randomness: Sequence[torch.Generator],
 ) -> Tensor:
     """Counterfactuals of queries (N, C, H, W): all exchanges of one image through the head."""
-    found = []
+    composed = []
     with torch.inference_mode():
         for index in range(len(x)):
             row = slice(index, index + 1)
@@ -101,8 +107,8 @@ def cve(
             edits = _cve(method, x[row], distractor, int(target[index]))
             columns = torch.tensor(edits, dtype=torch.int64, device=x.device).view(-1, 2)
             into, of = columns[:, 0][None], columns[:, 1][None]
-            found.append(method.compose(x[row], distractor, into, of)[0])
-    return torch.cat(found)
+            composed.append(method.compose(x[row], distractor, into, of)[0])
+    return torch.cat(composed)
 
 
 def _head(method: CVE) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], int]:
