@@ -223,7 +223,7 @@ def test_reads_nothing_but_its_declared_inputs(make: Make) -> None:
     assert html.render(made.experiment) == before
 
 
-@pytest.mark.parametrize("name", ["digits", "c3lt-mnist"])
+@pytest.mark.parametrize("name", ["digits", "c3lt-mnist", "cecas-celeba-age"])
 def test_printed_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     experiment = load_experiment(name, "small")
@@ -236,6 +236,15 @@ def test_printed_commands_are_understood(name: str, monkeypatch: pytest.MonkeyPa
         assert stages.count(cli.explain) == directions * each.evaluation.shards
         assert stages.count(cli.gather) == (directions if each.evaluation.shards > 1 else 0)
         assert stages[-1] is cli.report
+        trained = {
+            key: [getattr(a, key) for a in parsed if a.stage is getattr(cli, key)]
+            for key in ("classifier", "oracle", "generator")
+        }
+        users = [each.classifier, *(g.classifier for g in each.generators.values())]
+        assert {*trained["classifier"]} == {*users} - {None}
+        assert {*trained["oracle"]} == {n for n, o in each.oracles.items() if o.trained}
+        assert {*trained["generator"]} == {*each.generators}
+        assert {a.models for a in parsed if hasattr(a, "models")} == {each.models.name}
 
 
 def test_accessible_basics(make: Make) -> None:

@@ -200,19 +200,25 @@ def commands(experiment: Experiment) -> list[dict[str, Any]]:
     """How to make this page again: through the workflow, and stage by stage."""
     name, scale = experiment.name, experiment.scale
     dataset = experiment.dataset.arguments()
+    asked = (options.classifier for options in experiment.generators.values())
+    classifiers = dict.fromkeys([experiment.classifier, *filter(None, asked)])
 
     def stage(name: str, *options: str) -> str:
         return " ".join(
             [f"counterlens {name} --experiment {experiment.name} --scale {scale}", *options]
         )
 
+    def training(name: str, *options: str) -> str:
+        models = experiment.models.name
+        return " ".join([f"counterlens {name} --models {models} --scale {scale}", *options])
+
     lines = [
         *(f"counterlens fetch --dataset {dataset} --file {f}" for f in experiment.dataset.files),
         f"counterlens prepare --dataset {dataset}",
-        stage("classifier"),
-        *(stage("oracle", f"--oracle {oracle}") for oracle in inputs.trained_oracles(experiment)),
+        *(training("classifier", f"--classifier {classifier}") for classifier in classifiers),
+        *(training("oracle", f"--oracle {name}") for name in inputs.trained_oracles(experiment)),
         *(
-            stage("generator", f"--generator {generator}", f"--scope {scope}")
+            training("generator", f"--generator {generator}", f"--scope {scope}")
             for generator in experiment.generators
             for scope in experiment.scopes(generator)
         ),
