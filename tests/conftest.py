@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 if TYPE_CHECKING:
-    from counterlens.config import Experiment
+    from counterlens.config import DatasetOptions, Experiment
     from counterlens.data.base import ImageSet
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,10 @@ def shapes() -> Callable[..., ImageSet]:
 
 @pytest.fixture
 def make_experiment() -> Callable[..., Experiment]:
-    """An experiment on MNIST's shape, with the sections that a test asks for."""
+    """An experiment with its own models on MNIST's shape, as a test asks for it.
+
+    `classifier` is the options of the only one, or the id of one of `classifiers`.
+    """
 
     def make(**sections: Any) -> Experiment:
         from counterlens import plugins
@@ -98,23 +101,25 @@ def make_experiment() -> Callable[..., Experiment]:
         def named(section: str) -> dict[str, Any]:
             return {name: options(section, v) for name, v in sections.pop(section, {}).items()}
 
-        classifier = options(
-            "classifiers", sections.pop("classifier", {"kind": "lenet", "epochs": 1})
-        )
-        name = sections.get("name", "tiny")
+        name = sections.pop("name", "tiny")
+        classifier = sections.pop("classifier", {"kind": "lenet", "epochs": 1})
+        classifiers = named("classifiers")
+        if not classifiers:
+            only = options("classifiers", classifier)
+            classifiers, classifier = {only.kind: only}, only.kind
         models = Models(
             name=name,
             scale=sections.pop("scale", "small"),
             seed=sections.pop("seed", 85),
             dataset=sections.pop("dataset", options("data", {"kind": "mnist"})),
-            classifiers={classifier.kind: classifier},
+            classifiers=classifiers,
             generators=named("generators"),
             oracles=named("oracles"),
         )
         return Experiment(
             name=name,
             models=with_only_classifier(models),
-            classifier=classifier.kind,
+            classifier=classifier,
             methods=named("methods") or {"none": MethodOptions(kind="none")},
             **{"pairs": [(4, 9)], "evaluation": {"images": 60}, **sections},
         )
@@ -142,6 +147,40 @@ def prepared(
             files.save_tensors(layout.prepared("mnist", split), tensors)
 
     return write
+
+
+@pytest.fixture
+def squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DatasetOptions:
+    """Left or right squares, dark or bright, prepared in an empty folder: attributes, no classes.
+
+    A quarter of the images has each combination of `right` and `bright`; `left` is not `right`.
+    """
+    import numpy as np
+
+    from counterlens import layout
+    from counterlens.config import DatasetOptions
+    from counterlens.runtime import files
+
+    class Squares(DatasetOptions):
+        attributes: ClassVar[tuple[str, ...]] = ("right", "left", "bright")
+        shape: ClassVar[tuple[int, int, int]] = (1, 28, 28)
+        licence: ClassVar[str] = "none"
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for split, count in (("train", 120), ("test", 40)):
+        right, bright = np.arange(count) % 2, np.arange(count) // 2 % 2
+        images = random.integers(0, 30, (count, 1, 28, 28))
+        for row in range(count):
+            start = 14 * right[row]
+            images[row, :, 6:22, start : start + 12] += 100 + 100 * bright[row]
+        tensors = {
+            "images": images.astype(np.uint8),
+            "labels": np.zeros(count, np.int64),
+            "attributes": np.stack([right, 1 - right, bright], axis=1).astype(np.uint8),
+        }
+        files.save_tensors(layout.prepared("squares", split), tensors)
+    return Squares(kind="squares")
 
 
 @pytest.fixture

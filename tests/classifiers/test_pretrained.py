@@ -212,7 +212,7 @@ def test_the_stage_writes_what_training_writes(
     assert card["gates"]["test_accuracy"]["passed"] == (accuracy > 0.5)  # half of them are a 4
     assert card["epochs"] == 0
     assert card["files"] == {
-        Path(f).name: files.sha256(Path(f)) for f in experiment.classifier.files
+        Path(f).name: files.sha256(Path(f)) for f in experiment.classifier_options.files
     }
     # what is loaded later answers the same, and does so from its own file
     loaded = base.load(experiment.models, experiment.classifier, CPU)
@@ -271,8 +271,9 @@ def test_a_network_that_is_not_what_is_said(
     before = "return self.fc(self.second(self.first(x)).mean(dim=(2, 3)))"
     assert before in NET
     Path("net.py").write_text(NET.replace(before, code))
+    experiment = adopted(**{**FACTORY, **changes})
     with pytest.raises(UserError, match=told) as error:
-        adopt.run(adopted(**{**FACTORY, **changes}), CPU)
+        adopt.run(experiment.models, experiment.classifier, CPU)
     assert "\n" not in str(error.value)
 
 

@@ -129,7 +129,7 @@ def test_the_stage_reads_and_does_not_train(record, make_experiment) -> None:
         }
         files.save_tensors(layout.prepared("rgb", split), tensors)
     adopt.run(experiment.models, experiment.classifier, CPU)
-    card = files.read_json(layout.classifier("tiny", "lenet") / "card.json")
+    card = files.read_json(layout.classifier("tiny", "resnet50") / "card.json")
     assert card["epochs"] == 0 and card["parameters"] == 23_508_032 + 3 * 2049
     loaded = base.load(experiment.models, experiment.classifier, CPU)
     assert isinstance(loaded, resnet50.ResNet50)

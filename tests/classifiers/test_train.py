@@ -186,17 +186,55 @@ def test_images_of_a_class_may_be_left_out(
     monkeypatch.setattr(
         train, "fit", lambda m, data, *a: (seen.append(data.labels), fit(m, data, *a))[1]
     )
-    content = {"kind": "lenet", "epochs": 3, "batch_size": 32, "left_out": [9]}
+    content = {"kind": "lenet", "epochs": 8, "batch_size": 32, "left_out": [9]}
     e = make_experiment(classifier=content)
     train.run(e.models, e.classifier, CPU)
     assert seen[0].unique().tolist() == [0, 4] and len(seen[0]) == 80
     card = files.read_json(layout.classifier("tiny", "lenet") / "card.json")
     assert card["test_accuracy_per_class"]["9"] == 0 and card["test_images"] == 60
     assert card["test_accuracy"] == pytest.approx(2 / 3, abs=0.05)
-    assert base.load(e.models, e.classifier, CPU).probabilities(torch.rand(1, 1, 28, 28)).shape == (
-        1,
-        10,
-    )
+    answers = base.load(e.models, e.classifier, CPU).probabilities(torch.rand(1, 1, 28, 28))
+    assert answers.shape == (1, 10)
+
+
+@pytest.mark.parametrize(("attribute", "column"), [("right", 0), ("bright", 2)])
+def test_a_classifier_tells_the_attribute_that_it_names(
+    attribute: str, column: int, make_experiment, squares
+) -> None:
+    """The labels of the training, of all five files and of the card are the attribute's column."""
+    content = {"kind": "lenet", "attribute": attribute, "epochs": 8, "batch_size": 32}
+    e = make_experiment(dataset=squares, pairs=[(0, 1)], classifier=content)
+    train.run(e.models, e.classifier, CPU)
+    folder = layout.classifier("tiny", "lenet")
+    wanted = files.load_tensors(layout.prepared("squares", "test"))["attributes"][:, column]
+    table = pd.read_parquet(folder / "predictions.parquet")
+    assert list(table.columns) == ["image", "label", "predicted", "p0", "p1"]
+    assert table["label"].tolist() == wanted.tolist()
+    assert (table["predicted"] == table["label"]).mean() > 0.9
+    stored = files.load_tensors(folder / "embeddings.safetensors")
+    assert stored["labels"].tolist() == wanted.tolist()
+    card = files.read_json(folder / "card.json")
+    assert card["test_accuracy_per_class"].keys() == {f"not {attribute}", attribute}
+    assert card["options"]["attribute"] == attribute
+
+
+def test_each_classifier_has_a_seed_of_its_own(
+    make_experiment, prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two ids with equal options are two networks; the experiment's name says nothing."""
+    prepared(40, 20)
+    seeds: list[int] = []
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *a: (seeds.append(a[3]), fit(*a))[1])
+    for name, seed in (("tiny", 85), ("other", 85), ("tiny", 86)):
+        lenet = {"kind": "lenet", "epochs": 1}
+        both = {"lenet": lenet, "second": lenet}
+        e = make_experiment(name=name, seed=seed, classifiers=both, classifier="lenet")
+        for classifier in both:
+            train.run(e.models, classifier, CPU)
+    first, second, *rest = seeds
+    assert first != second and rest[:2] == [first, second]
+    assert not {*rest[2:]} & {first, second}
 
 
 def test_a_killed_stage_leaves_nothing_and_ends_with_the_same_bytes(
@@ -216,11 +254,13 @@ def test_a_killed_stage_leaves_nothing_and_ends_with_the_same_bytes(
 
 
 def test_a_classifier_that_is_not_trained_or_does_not_fit(make_experiment, experiment) -> None:
-    with pytest.raises(UserError, match=r"results/tiny/classifier/model\.safetensors: no such"):
+    place = r"results/models/tiny/classifiers/lenet/model\.safetensors"
+    with pytest.raises(UserError, match=f"{place}: no such"):
         base.load(experiment.models, experiment.classifier, CPU)
     from counterlens.runtime.training import save_model
 
     other = make_experiment(classifier={"kind": "gap-resnet", "widths": (4,)})
-    save_model(base.model_file(experiment), base.create(other))
+    file = base.model_file(experiment.models, experiment.classifier)
+    save_model(file, base.create(other.models, other.classifier))
     with pytest.raises(UserError, match=r"model\.safetensors: does not fit LeNet"):
         base.load(experiment.models, experiment.classifier, CPU)

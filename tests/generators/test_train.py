@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from counterlens import layout
+from counterlens.classifiers import base as classifiers_base
 from counterlens.classifiers import train as classifiers_train
 from counterlens.data.base import load_split
 from counterlens.errors import UserError
@@ -50,7 +51,7 @@ def test_the_stage(experiment, digests, kill, monkeypatch: pytest.MonkeyPatch) -
             "samples.png",
         }
         card = files.read_json(folder / "card.json")
-        options = experiment.generators[name]
+        options = experiment.models.generators[name]
         assert (card["kind"], card["scope"], card["epochs"]) == (options.kind, scope, 2)
         assert card["options"] == options.model_dump(mode="json")
         assert set(card["gates"]) == set(card["quality"])
@@ -101,8 +102,59 @@ def test_a_generator_is_given_the_images_of_its_scope(
 
 
 def test_which_training_serves_a_pair(experiment) -> None:
-    assert base.scope(experiment, "dcgan", (4, 9)) == "all-classes"
-    assert base.scope(experiment, "encoder", (4, 9)) == "4-9"
-    assert base.model_file(experiment, "encoder", "4-9") == Path(
-        "results/tiny/generators/encoder/4-9/model.safetensors"
+    models = experiment.models
+    assert models.scope("dcgan", (4, 9)) == "all-classes"
+    assert models.scope("encoder", (4, 9)) == "4-9"
+    assert base.model_file(models, "encoder", "4-9") == Path(
+        "results/models/tiny/generators/encoder/4-9/model.safetensors"
     )
+    train.run(models, "dcgan", "all-classes", CPU)
+    train.run(models, "encoder", "4-9", CPU)
+    loaded = base.load_for_pair(models, ("encoder", "dcgan"), (4, 9), CPU)
+    assert list(loaded) == ["encoder", "dcgan"]
+    for name, scope in (("encoder", "4-9"), ("dcgan", "all-classes")):
+        alone = base.load(models, name, scope, CPU).state_dict()
+        assert all(torch.equal(v, alone[k]) for k, v in loaded[name].state_dict().items())
+
+
+def test_a_scope_that_is_not_the_generators(experiment) -> None:
+    with pytest.raises(UserError, match=r"--scope 4-9: generator dcgan is trained on 'all-cla"):
+        train.run(experiment.models, "dcgan", "4-9", CPU)
+    with pytest.raises(UserError, match=r"--scope all-classes: generator encoder .* a pair such"):
+        train.run(experiment.models, "encoder", "all-classes", CPU)
+
+
+def test_the_labels_are_what_the_classifier_tells(
+    make_experiment, squares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two generators of one dataset, each beside the classifier of another attribute."""
+    classifiers = {
+        name: {"kind": "lenet", "attribute": name, "epochs": 1} for name in ("left", "bright")
+    }
+    tiny = {"kind": "dcgan", "width": 4, "latent_dim": 8, "epochs": 1}
+    models = make_experiment(
+        dataset=squares,
+        pairs=[(0, 1)],
+        classifiers=classifiers,
+        classifier="left",
+        generators={name: {**tiny, "classifier": name} for name in classifiers},
+    ).models
+    given: list[base.Training] = []
+    kind = type(base.create(models, "left"))
+    fit = kind.fit
+    monkeypatch.setattr(kind, "fit", lambda self, t: (given.append(t), fit(self, t))[1])
+    for name in classifiers:
+        classifiers_train.run(models, name, CPU)
+        train.run(models, name, "all-classes", CPU)
+    known = load_split(layout.prepared("squares", "train")).attributes
+    tested = load_split(layout.prepared("squares", "test")).attributes
+    assert known is not None and tested is not None
+    for training, (name, column) in zip(given, (("left", 1), ("bright", 2)), strict=True):
+        assert training.labels is not None and training.test_labels is not None
+        assert torch.equal(training.labels, known[:, column].long())
+        assert torch.equal(training.test_labels, tested[:, column].long())
+        asked = classifiers_base.load(models, name, CPU)
+        x = training.test_images[:4]
+        assert training.classifier is not None
+        torch.testing.assert_close(training.classifier(x), asked(x))
+    assert given[0].seed != given[1].seed

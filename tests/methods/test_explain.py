@@ -16,7 +16,7 @@ from counterlens import layout, plugins
 from counterlens.classifiers import base as classifiers
 from counterlens.classifiers import train as classifiers_train
 from counterlens.config import Evaluation, Experiment
-from counterlens.data.base import load_split
+from counterlens.data.base import ImageSet, load_split
 from counterlens.errors import UserError
 from counterlens.experiments import load_experiment
 from counterlens.generators import train as generators_train
@@ -27,6 +27,15 @@ from counterlens.runtime.training import Checkpoint
 
 CPU = torch.device("cpu")
 QUERIES = {4: 30, 9: 20}
+TINY_CYCLEGAN = {
+    "width": 4,
+    "blocks": 1,
+    "discriminator_width": 4,
+    "discriminator_layers": 2,
+    "epochs": 1,
+    "decay_epochs": 1,
+    "batch_size": 40,
+}
 MEAN_IMAGE = '''
 from pydantic import Field
 
@@ -256,7 +265,8 @@ def test_the_batch_changes_nothing(experiment: Experiment, mismatch) -> None:
 def test_another_seed_or_direction_has_other_randomness(experiment: Experiment) -> None:
     explain.run(experiment, "pgd", 4, 9, CPU)
     first = whole_set("pgd", 4, 9).counterfactual
-    explain.run(experiment.model_copy(update={"seed": 86}), "pgd", 4, 9, CPU)
+    other = experiment.models.model_copy(update={"seed": 86})
+    explain.run(experiment.model_copy(update={"models": other}), "pgd", 4, 9, CPU)
     assert (whole_set("pgd", 4, 9).counterfactual - first).abs().max() > 0.05
 
 
@@ -426,6 +436,62 @@ def test_a_method_gets_what_the_one_before_it_made(experiment: Experiment) -> No
     files.write_parquet(place.with_suffix(".parquet"), table.assign(image=table["image"] + 10_000))
     with pytest.raises(UserError, match=r"4_to_9\.safetensors: lacks 3 of the queries"):
         explain.earlier_explanation(experiment, "earlier", 4, 9, few)
+
+
+def test_queries_are_of_what_the_classifier_tells(make_experiment, squares) -> None:
+    """Two classifiers of one dataset have other classes, each an attribute of the same images."""
+    pgd = {"kind": "pgd", "epsilon": 0.2, "steps": 1}
+    classifiers = {
+        name: {"kind": "lenet", "attribute": name, "epochs": 1} for name in ("left", "bright")
+    }
+    known = load_split(layout.prepared("squares", "test")).attributes
+    assert known is not None
+    for name, column in (("left", 1), ("bright", 2)):
+        e = make_experiment(
+            dataset=squares,
+            pairs=[(0, 1)],
+            classifiers=classifiers,
+            classifier=name,
+            methods={"pgd": pgd},
+        )
+        classifiers_train.run(e.models, name, CPU)
+        for label in (0, 1):
+            places = torch.nonzero(known[:, column] == label).flatten()
+            assert torch.equal(explain.queries(e, label, 1 - label).index, places)
+        chosen = evaluated(e, queries="predicted", errors=5)
+        answers = pd.read_parquet(layout.classifier("tiny", name) / "predictions.parquet")
+        labels, predicted = known[:, column].numpy(), answers["predicted"].to_numpy()
+        wrong = np.flatnonzero((labels == 1) & (predicted == 0))[:5]
+        right = np.flatnonzero((labels == 0) & (predicted == 0))
+        assert explain.queries(chosen, 0, 1).index.tolist() == [*wrong, *right]
+        explain.run(e, "pgd", 0, 1, CPU)
+        assert set(whole_set("pgd", 0, 1).table["label"]) == {0}
+        explain.original_data(e, 0, 1, CPU)
+        shown = whole_set("original-data", 0, 1).table
+        assert shown["image"].tolist() == np.flatnonzero(labels == 1).tolist()
+
+
+def test_a_method_is_trained_on_what_the_classifier_tells(
+    make_experiment, squares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    e = make_experiment(
+        dataset=squares,
+        pairs=[(0, 1)],
+        classifier={"kind": "lenet", "attribute": "bright", "epochs": 1},
+        methods={"cyclegan": {"kind": "cyclegan", **TINY_CYCLEGAN}},
+    )
+    classifiers_train.run(e.models, e.classifier, CPU)
+    given: list[ImageSet] = []
+    kind = type(base.create(e, "cyclegan", "0-1", CPU))
+    original = kind.fit
+    monkeypatch.setattr(
+        kind, "fit", lambda self, data, *a: (given.append(data), original(self, data, *a))[1]
+    )
+    fit.run(e, "cyclegan", "0-1", CPU)
+    (data,) = given
+    assert data.attributes is not None and len(data) == 120
+    assert torch.equal(data.labels, data.attributes[:, 2].long())
+    assert (layout.method("tiny", "cyclegan", "0-1") / "card.json").is_file()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from counterlens.errors import UserError
 from counterlens.metrics.base import MetricContext, NotAvailable
 from counterlens.metrics.cd import Cd, correlation, correlation_difference
 from counterlens.metrics.cd import Options as CdOptions
@@ -17,9 +18,7 @@ from counterlens.metrics.mnac import Options as MnacOptions
 
 
 class Coded:
-    """Attributes of an image are the bits of its first pixel; the second is asked for."""
-
-    asked = 1
+    """Attributes of an image are the bits of its first pixel."""
 
     def __init__(self, correlations: Tensor) -> None:
         self.correlations = correlations.double()
@@ -61,8 +60,7 @@ def test_correlation_is_that_of_numpy(seed: int) -> None:
 
 def test_cd_pools_directions_and_counts_only_what_flips(bright, make_set) -> None:
     correlations = torch.tensor([[1, 0.4, 0], [0.4, 1, -0.2], [0, -0.2, 1]])
-    oracle = Coded(correlations)
-    context = MetricContext(bright, {"attributes": oracle})
+    context = MetricContext(bright, {"attributes": Coded(correlations)}, attribute=1)
     there = make_set(coded([0b010, 0b011, 0b110]), coded([0, 0, 0b100]))
     back = make_set(
         torch.cat([0 * coded([0, 0]), coded([0b111])]),  # the last stays bright: it does not flip
@@ -71,16 +69,28 @@ def test_cd_pools_directions_and_counts_only_what_flips(bright, make_set) -> Non
         target=0,
     )
     change = torch.tensor([[0, 1, 0], [1, 1, 0], [0, 1, 0], [-1, -1, 0], [0, -1, 0]])
-    expected = correlation_difference(change, 1, correlations[1].double())
-    found = Cd(CdOptions(kind="cd"), context).per_pair([there, back])
-    assert found == {"cd_oracle": pytest.approx(expected)} and expected > 0.2
+    values = []
+    for asked in (0, 1):  # which attribute is asked for is the classifier's
+        context.attribute = asked
+        expected = correlation_difference(change, asked, correlations[asked].double())
+        found = Cd(CdOptions(kind="cd"), context).per_pair([there, back])
+        assert found == {"cd_oracle": pytest.approx(expected)} and expected > 0.2
+        values.append(expected)
+    assert abs(values[0] - values[1]) > 0.1
 
 
 def test_cd_of_nothing(bright, make_set) -> None:
-    context = MetricContext(bright, {"attributes": Coded(torch.eye(3))})
+    context = MetricContext(bright, {"attributes": Coded(torch.eye(3))}, attribute=1)
     dark = make_set(torch.zeros(3, 1, 2, 2), torch.zeros(3, 1, 2, 2))
     with pytest.raises(NotAvailable, match="no counterfactual reaches"):
         Cd(CdOptions(kind="cd"), context).per_pair([dark])
+
+
+def test_cd_of_classes_that_are_no_attribute(bright, make_set) -> None:
+    context = MetricContext(bright, {"attributes": Coded(torch.eye(3))})
+    cf = make_set(coded([0b010, 0b011]), coded([0, 0]))
+    with pytest.raises(UserError, match="metric cd: needs a classifier of one of the dataset's"):
+        Cd(CdOptions(kind="cd"), context).per_pair([cf])
 
 
 def test_mnac_counts_changes(bright, make_set) -> None:

@@ -28,12 +28,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def experiment(make_experiment: Callable[..., Experiment]) -> Experiment:
-    def options(kind: str) -> object:
-        return plugins.options_class("oracles", kind).model_validate({"kind": kind})
-
     return make_experiment(
         classifier={"kind": "gap-resnet", "widths": (3, 5)},
-        oracles={"judge": options("feature-extractor"), "perceptual": options("perceptual")},
+        oracles={"judge": {"kind": "feature-extractor"}, "perceptual": {"kind": "perceptual"}},
     )
 
 
@@ -59,9 +56,8 @@ def judge(experiment: Experiment, frozen) -> FeatureExtractor:
     oracle = oracles.create(experiment.models, "judge")
     assert isinstance(oracle, FeatureExtractor)
     torch.manual_seed(5)
-    model = plugins.create(
-        "classifiers", experiment.classifier, Classifier, shape=(1, 28, 28), classes=10
-    )
+    options = experiment.classifier_options
+    model = plugins.create("classifiers", options, Classifier, shape=(1, 28, 28), classes=10)
     oracle.model = frozen(model, lambda: model(pairs(8)[0]))
     return oracle
 

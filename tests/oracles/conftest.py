@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from counterlens.runtime import files
 def experiment(make_experiment: Callable[..., Experiment]) -> Callable[..., Experiment]:
     """An experiment on MNIST's shape with the oracles that a test asks for."""
 
-    def make(oracles: dict[str, dict], classifier: dict | None = None) -> Experiment:
-        chosen = {"kind": "lenet", "epochs": 2, **(classifier or {})}
-        return make_experiment(pairs=[(0, 1)], classifier=chosen, oracles=oracles)
+    def make(
+        oracles: dict[str, dict], classifier: dict | str | None = None, **sections: Any
+    ) -> Experiment:
+        chosen = classifier
+        if not isinstance(chosen, str):
+            chosen = {"kind": "lenet", "epochs": 2, **(chosen or {})}
+        return make_experiment(pairs=[(0, 1)], classifier=chosen, oracles=oracles, **sections)
 
     return make
 

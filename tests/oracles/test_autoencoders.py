@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from counterlens import layout
+from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.metrics.base import CounterfactualSet, MetricContext
 from counterlens.metrics.im import InterpretabilityMetrics
@@ -16,6 +17,7 @@ from counterlens.oracles.autoencoders import Autoencoders, fc64, vl_all, vl_clas
 
 CPU = torch.device("cpu")
 SMALL = {"kind": "autoencoders", "class_epochs": 40, "all_epochs": 20, "batch_size": 16}
+SMALL |= {"classes": (0, 1)}
 
 
 def parameters(module: torch.nn.Module) -> int:
@@ -39,7 +41,7 @@ def test_architectures() -> None:
 
 
 def test_the_stage_trains_saves_and_loads(experiment, prepared) -> None:
-    e = experiment({"autoencoders": SMALL}, pairs=((1, 0),))
+    e = experiment({"autoencoders": SMALL})
     train.run(e.models, "autoencoders", CPU)
     folder = layout.oracle("tiny", "autoencoders")
     card = json.loads((folder / "card.json").read_text())
@@ -52,7 +54,7 @@ def test_the_stage_trains_saves_and_loads(experiment, prepared) -> None:
 
     oracle = base.load(e.models, "autoencoders", CPU)
     assert isinstance(oracle, Autoencoders)
-    assert not any(parameter.requires_grad for parameter in oracle.models.parameters())
+    assert not any(parameter.requires_grad for parameter in oracle.networks.parameters())
     test = prepared["test"]
     for label in (0, 1):
         own, other = (test.images[test.labels == k] for k in (label, 1 - label))
@@ -82,11 +84,13 @@ def test_the_same_seed_gives_the_same_bytes_and_a_class_does_not_depend_on_the_o
     assert path.read_bytes() == first
     images = prepared["test"].images
     both = base.load(experiment({"autoencoders": short}).models, "autoencoders", CPU)
-    more = experiment({"autoencoders": short}, pairs=((0, 1), (2, 1)))
+    more = experiment({"autoencoders": {**short, "classes": (2, 0, 1)}}).models
     train.run(more, "autoencoders", CPU)
     three = base.load(more, "autoencoders", CPU)
     assert isinstance(both, Autoencoders) and isinstance(three, Autoencoders)
-    assert torch.equal(both.reconstruct(images, 1), three.reconstruct(images, 1))
+    for label in (0, 1, None):
+        assert torch.equal(both.reconstruct(images, label), three.reconstruct(images, label))
+    assert three.reconstruct(images, 2).shape == images.shape
 
 
 def test_a_killed_training_ends_with_the_same_bytes(experiment, prepared, monkeypatch) -> None:
@@ -126,16 +130,43 @@ def test_a_killed_training_ends_with_the_same_bytes(experiment, prepared, monkey
     assert counted == 4  # two epochs of two classes were left
 
 
-def test_a_class_outside_the_pairs_is_named(experiment, prepared) -> None:
+def test_a_class_without_an_auto_encoder_is_named(experiment, prepared) -> None:
     oracle = base.create(experiment({"autoencoders": SMALL}).models, "autoencoders")
     assert isinstance(oracle, Autoencoders)
-    with pytest.raises(UserError, match="no auto-encoder of class 2"):
+    with pytest.raises(UserError, match="no auto-encoder of class 2, only of 0, 1; name"):
         oracle.reconstruct(prepared["test"].images, 2)
 
 
 def test_a_class_without_images_is_named(experiment, prepared) -> None:
     with pytest.raises(UserError, match="no training image of class 7"):
-        train.run(experiment({"autoencoders": SMALL}, pairs=((0, 7).models,)), "autoencoders", CPU)
+        wanted = {**SMALL, "classes": (0, 7)}
+        train.run(experiment({"autoencoders": wanted}).models, "autoencoders", CPU)
+
+
+def test_all_classes_have_an_auto_encoder_by_default(experiment, prepared) -> None:
+    everything = {**SMALL, "classes": None}
+    oracle = base.create(experiment({"autoencoders": everything}).models, "autoencoders")
+    assert isinstance(oracle, Autoencoders) and oracle.classes == tuple(range(10))
+    assert list(oracle.networks) == ["all", *map(str, range(10))]
+
+
+def test_auto_encoders_of_what_a_classifier_tells(experiment, squares) -> None:
+    """Without a classifier nothing is known of pictures without classes; with one, its labels."""
+    content = {**SMALL, "classes": None, "class_epochs": 8, "all_epochs": 1}
+    oracles = {"whole": content, "bright": {**content, "classifier": "lenet"}}
+    models = experiment(oracles, classifier={"attribute": "bright"}, dataset=squares).models
+    whole = base.create(models, "whole")
+    assert isinstance(whole, Autoencoders) and list(whole.networks) == ["all"]
+    train.run(models, "bright", CPU)
+    oracle = base.load(models, "bright", CPU)
+    assert isinstance(oracle, Autoencoders) and oracle.classes == (0, 1)
+    test = load_split(layout.prepared("squares", "test"), attribute=2)
+    for label in (0, 1):
+        x = test.images[test.labels == label]
+        own, other = (
+            (oracle.reconstruct(x, k) - (2 * x - 1)).square().mean() for k in (label, 1 - label)
+        )
+        assert own < 0.5 * other
 
 
 def test_the_vl_family_trains(experiment, prepared) -> None:

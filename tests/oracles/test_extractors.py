@@ -12,6 +12,8 @@ import torch
 from counterlens import layout
 from counterlens.classifiers import train as classifiers_train
 from counterlens.classifiers.base import load as load_classifier
+from counterlens.classifiers.gap_resnet import GapResNet
+from counterlens.data.base import load_split
 from counterlens.errors import UserError
 from counterlens.metrics.base import MetricContext, NotAvailable, quantise
 from counterlens.oracles import base, train
@@ -58,14 +60,46 @@ def test_networks_with_batch_normalisation_are_saved_as_they_are_loaded(
     classifiers_train.run(e.models, e.classifier, CPU)
     train.run(e.models, "judge", CPU)
     images = prepared["test"].images
-    for model in (
+    explained, judge = (
         load_classifier(e.models, e.classifier, CPU),
-        base.load(e.models, "judge", CPU).model,
-    ):  # type: ignore[attr-defined]
+        base.load(e.models, "judge", CPU),
+    )
+    for model in (explained, judge.model):  # type: ignore[attr-defined]
         assert torch.isfinite(model(images)).all()
-    predictions = pd.read_parquet(layout.classifier("tiny", "lenet") / "predictions.parquet")
-    found = load_classifier(e.models, e.classifier, CPU).probabilities(images)
+    predictions = pd.read_parquet(layout.classifier("tiny", "gap-resnet") / "predictions.parquet")
+    found = explained.probabilities(images)
     torch.testing.assert_close(found[:, 0], torch.tensor(predictions["p0"].to_numpy()))
+
+
+def test_it_follows_the_recipe_of_the_classifier_that_it_names(experiment, squares) -> None:
+    """Architecture, epochs and attribute; not the classes that this one was not shown."""
+    e = experiment(
+        {"judge": {"kind": "feature-extractor", "classifier": "bright"}},
+        classifiers={
+            "right": {"kind": "lenet", "attribute": "right"},
+            "bright": {
+                "kind": "gap-resnet",
+                "widths": (4, 8),
+                "attribute": "bright",
+                "epochs": 6,
+                "lr": 0.02,
+                "left_out": (1,),
+            },
+        },
+        classifier="right",
+        dataset=squares,
+    )
+    train.run(e.models, "judge", CPU)
+    card = json.loads((layout.oracle("tiny", "judge") / "card.json").read_text())
+    assert card["epochs"] == 6 and card["test_accuracy"] > 0.9
+    assert card["options"]["classifier"] == "bright"
+    oracle = base.load(e.models, "judge", CPU)
+    assert isinstance(oracle, FeatureExtractor) and isinstance(oracle.model, GapResNet)
+    test = load_split(layout.prepared("squares", "test"), attribute=2)
+    answers = oracle.probabilities(test.images)
+    assert answers.shape == (40, 2)
+    accuracy = (answers.argmax(1) == test.labels).double().mean().item()
+    assert card["test_accuracy"] == accuracy
 
 
 def test_its_fingerprint_changes_with_its_weights(experiment, prepared) -> None:

@@ -29,10 +29,15 @@ def save(path: Path, width: int, height: int, brightness: int, mode: str = "RGB"
     Image.fromarray(pixels).convert(mode).save(path, quality=95)
 
 
-def prepared(folder: Path, kind: str, *settings: str):
+def prepared(folder: Path, kind: str, *settings: str, attribute: str | None = None):
     options = dataset_options(kind, [f"folder={folder}", *settings])
     card = prepare(options, folder / "raw", folder / "out")
-    return card, {s: load_split(folder / "out" / f"{s}.safetensors") for s in ("train", "test")}
+    column = None if attribute is None else options.attributes.index(attribute)
+    out = folder / "out"
+    return card, {
+        split: load_split(out / f"{split}.safetensors", attribute=column)
+        for split in ("train", "test")
+    }
 
 
 # ImageNet
@@ -135,8 +140,15 @@ def celeba_hq(tmp_path: Path) -> Path:
 
 
 def test_celeba_hq_has_celeba_s_split_and_attributes(celeba_hq: Path) -> None:
-    card, data = prepared(celeba_hq, "celeba-hq", "size=32")
-    assert card.classes == ("not smiling", "smiling") and card.attributes == ATTRIBUTES
+    card, data = prepared(celeba_hq, "celeba-hq", "size=32", attribute="Smiling")
+    assert card.classes == () and card.attributes == ATTRIBUTES
+    assert card.name == "celeba-hq-32"
+    counts = [card.splits[split].per_attribute for split in ("train", "test")]
+    assert [[n[ATTRIBUTES.index(a)] for a in ("Young", "Smiling")] for n in counts] == [
+        [2, 1],
+        [1, 1],
+    ]
+    assert [sum(n) for n in counts] == [3, 2]
     assert data["train"].labels.tolist() == [0, 1] and data["test"].labels.tolist() == [1]
     brightness = (data["train"].images * 255).mean(dim=(1, 2, 3)).round().tolist()
     assert brightness == [0, 180]  # pictures 0 and 3; number 2 is CelebA's validation split
@@ -147,8 +159,11 @@ def test_celeba_hq_has_celeba_s_split_and_attributes(celeba_hq: Path) -> None:
 
 
 def test_another_attribute_of_celeba_hq(celeba_hq: Path) -> None:
-    card, data = prepared(celeba_hq, "celeba-hq", "size=32", "attribute=Young")
-    assert card.name == "celeba-hq-young-32" and data["train"].labels.tolist() == [1, 1]
+    """Of the same prepared files."""
+    card, data = prepared(celeba_hq, "celeba-hq", "size=32", attribute="Young")
+    assert card.name == "celeba-hq-32" and data["train"].labels.tolist() == [1, 1]
+    _, unlabelled = prepared(celeba_hq, "celeba-hq", "size=32")
+    assert unlabelled["train"].labels.tolist() == [0, 0]
 
 
 def test_the_card_of_celeba_hq_records_its_lists(celeba_hq: Path) -> None:
@@ -211,8 +226,10 @@ def bdd_oia(tmp_path: Path) -> Path:
 
 
 def test_traffic_scenes_are_twice_as_wide_as_high(bdd_oia: Path) -> None:
-    card, data = prepared(bdd_oia, "bdd-oia", "height=32")
-    assert card.shape == (3, 32, 64) and card.classes == ("not forward", "forward")
+    card, data = prepared(bdd_oia, "bdd-oia", "height=32", attribute="forward")
+    assert card.shape == (3, 32, 64) and card.name == "bdd-oia-32"
+    assert card.classes == () and card.attributes == ("forward", "stop", "left", "right")
+    assert card.splits["train"].per_attribute == (2, 1, 1, 1)
     for split in data.values():
         assert split.images.shape == (3, 3, 32, 64)  # the third has the fifth action
         assert split.labels.tolist() == [1, 0, 1]
@@ -249,7 +266,7 @@ def test_a_picture_of_the_list_that_is_missing(bdd_oia: Path) -> None:
 
 
 def test_traffic_scenes_are_stretched_not_cut(bdd_oia: Path) -> None:
-    _, data = prepared(bdd_oia, "bdd-oia", "height=32", "attribute=stop")
+    _, data = prepared(bdd_oia, "bdd-oia", "height=32", attribute="stop")
     assert data["train"].labels.tolist() == [0, 1, 0]
     last = (data["train"].images[2] * 255).round()  # 80x45: black beside the central square
     assert last[:, :, :12].max() < 10 and last[:, :, -12:].max() < 10

@@ -8,7 +8,7 @@ import struct
 import numpy as np
 import pytest
 
-from counterlens.data.base import Arrays, Source, load_dataset_card, load_split
+from counterlens.data.base import Arrays, DatasetCard, Source, load_split
 from counterlens.data.digits import Digits, Options
 from counterlens.data.formats import fetch
 from counterlens.data.formats.prepare import prepare
@@ -26,6 +26,10 @@ def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     prepare(DIGITS, folder / "raw", folder / "prepared")
     return folder / "prepared"
+
+
+def read_card(folder):
+    return DatasetCard.model_validate_json((folder / "dataset.json").read_bytes())
 
 
 def test_digits_are_grey_and_16x16(digits):
@@ -59,7 +63,7 @@ def test_digits_keep_their_picture(digits):
 
 
 def test_digits_split_is_stratified_and_disjoint(digits):
-    card = load_dataset_card(digits / "dataset.json")
+    card = read_card(digits)
     train, test = (np.array(card.splits[s].per_class) for s in ("train", "test"))
     assert (train + test).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
     assert (np.abs(test / (train + test) - 0.3) < 0.003).all()
@@ -80,7 +84,11 @@ def test_card_has_the_agreed_content(digits):
     assert content["shape"] == [1, 16, 16] and content["sources"] == []
     for split, record in content["splits"].items():
         labels = files.load_tensors(digits / f"{split}.safetensors")["labels"]
-        assert record == {"images": len(labels), "per_class": np.bincount(labels).tolist()}
+        assert record == {
+            "images": len(labels),
+            "per_class": np.bincount(labels).tolist(),
+            "per_attribute": [],
+        }
 
 
 def test_preparing_twice_gives_the_same_bytes(digits, tmp_path):
@@ -115,18 +123,6 @@ def test_load_split_errors(digits, tmp_path):
         load_split(digits / "test.safetensors", classes=[12])
 
 
-def test_damaged_card_is_a_user_error(tmp_path):
-    path = tmp_path / "dataset.json"
-    with pytest.raises(UserError, match=r"dataset\.json: no such file"):
-        load_dataset_card(path)
-    path.write_text('{"name": "digits"')
-    with pytest.raises(UserError, match=r"dataset\.json: .*prepare the dataset again"):
-        load_dataset_card(path)
-    path.write_text('{"name": "digits"}')
-    with pytest.raises(UserError, match=r"dataset\.json: classes: .*prepare the dataset again"):
-        load_dataset_card(path)
-
-
 def small_mnist(folder, monkeypatch):
     """Two 28x28 images per split under MNIST's names, with their checksums."""
     sources = []
@@ -143,7 +139,7 @@ def small_mnist(folder, monkeypatch):
 def test_sources_are_recorded_with_their_checksums(tmp_path, monkeypatch):
     small_mnist(tmp_path, monkeypatch)
     card = prepare(MNIST, tmp_path, tmp_path / "out")
-    assert card == load_dataset_card(tmp_path / "out" / "dataset.json")
+    assert card == read_card(tmp_path / "out")
     assert card.splits["test"].per_class == (0, 0, 0, 1, 0, 0, 0, 0, 1, 0)
     assert [(s.file, s.sha256) for s in card.sources] == [
         (source.file, files.sha256(tmp_path / source.file)) for source in Mnist.sources
@@ -186,8 +182,8 @@ def described(monkeypatch):
     """The digits with two attributes, and the way to make `read` give them."""
     monkeypatch.setattr(Options, "attributes", ("even", "round"))
 
-    def give(attributes):
-        split = Arrays(np.zeros((4, 1, 16, 16), np.uint8), np.arange(4), attributes)
+    def give(attributes, labels=(0, 1, 2, 3)):
+        split = Arrays(np.zeros((4, 1, 16, 16), np.uint8), np.array(labels), attributes)
         monkeypatch.setattr(Digits, "read", lambda self, raw: {"train": split, "test": split})
 
     return give
@@ -196,7 +192,9 @@ def described(monkeypatch):
 def test_attributes_stay_in_step_with_the_images(tmp_path, described):
     known = np.array([[1, 1], [0, 0], [1, 0], [0, 1]], np.uint8)
     described(known)
-    assert prepare(DIGITS, tmp_path, tmp_path / "out").attributes == ("even", "round")
+    card = prepare(DIGITS, tmp_path, tmp_path / "out")
+    assert card.attributes == ("even", "round") and card == read_card(tmp_path / "out")
+    assert card.splits["train"].per_attribute == (2, 2)
     path = tmp_path / "out" / "test.safetensors"
     assert files.load_tensors(path)["attributes"].dtype == np.uint8
     some = load_split(path, classes=[3, 1])
@@ -204,6 +202,41 @@ def test_attributes_stay_in_step_with_the_images(tmp_path, described):
     assert some.attributes is not None and some.attributes.tolist() == known[[1, 3]].tolist()
     chosen = some.select(some.labels == 3).attributes
     assert chosen is not None and chosen.tolist() == [[0, 1]]
+
+
+def test_an_attribute_may_be_the_label(tmp_path, described):
+    known = np.array([[1, 1], [0, 0], [1, 0], [0, 1]], np.uint8)
+    described(known)
+    prepare(DIGITS, tmp_path, tmp_path / "out")
+    path = tmp_path / "out" / "test.safetensors"
+    for column in (0, 1):
+        whole = load_split(path, attribute=column)
+        assert whole.labels.tolist() == known[:, column].tolist()
+        assert str(whole.labels.dtype) == "torch.int64"
+    # `classes` then choose by the attribute, and the places stay those of the split
+    without = load_split(path, [0], attribute=1)
+    assert without.index.tolist() == [1, 2] and without.labels.tolist() == [0, 0]
+    assert without.attributes is not None and without.attributes.tolist() == [[0, 0], [1, 0]]
+    with pytest.raises(UserError, match=r"test\.safetensors: has no image of the classes \[2\]"):
+        load_split(path, [2], attribute=1)
+
+
+def test_an_attribute_of_data_without_any(digits):
+    with pytest.raises(UserError, match=r"test\.safetensors: has no attributes; delete it and"):
+        load_split(digits / "test.safetensors", attribute=0)
+
+
+def test_labels_of_a_dataset_without_classes(tmp_path, monkeypatch, described):
+    """Attributes alone: every label is 0, and no class is counted."""
+    monkeypatch.setattr(Options, "classes", ())
+    known = np.eye(4, 2, dtype=np.uint8)
+    described(known, (0, 0, 0, 0))
+    card = prepare(DIGITS, tmp_path, tmp_path / "out")
+    record = card.splits["test"]
+    assert (record.images, record.per_class, record.per_attribute) == (4, (), (1, 1))
+    described(known, (0, 1, 0, 0))
+    with pytest.raises(UserError, match="train split: labels run from 0 to 1"):
+        prepare(DIGITS, tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize(

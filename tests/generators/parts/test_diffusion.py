@@ -322,11 +322,11 @@ def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPa
     model = small().eval()
     folder = layout.generator("toy", "ddpm", "all-classes")
     save_model(folder / "model.safetensors", model)
-    experiment: Any = SimpleNamespace(name="toy")
+    models: Any = SimpleNamespace(name="toy")
     monkeypatch.setattr(export.base, "create", lambda *_: small())
     written = []
     for _ in range(2):
-        export.run(experiment.models, "ddpm", "all-classes")
+        export.run(models, "ddpm", "all-classes")
         written.append([(folder / "diffusers" / file).read_bytes() for file in export.FILES])
     assert written[0] == written[1]
     pipeline = DDPMPipeline.from_pretrained(folder / "diffusers")
@@ -342,7 +342,7 @@ def test_a_model_is_exported_to_diffusers(tmp_path, monkeypatch: pytest.MonkeyPa
     assert drawn.shape == (2, 12, 12, 1)
     monkeypatch.setattr(export.base, "create", lambda *_: nn.Identity())
     with pytest.raises(UserError, match="only a diffusion model"):
-        export.run(experiment.models, "ddpm", "all-classes")
+        export.run(models, "ddpm", "all-classes")
 
 
 def test_noising_keeps_the_variance() -> None:
