@@ -188,7 +188,9 @@ def test_shards_give_the_same_set(built: Project, project: Project) -> None:
         )
         assert sorted(ours) == sorted(whole)
         for name in whole:
-            assert np.array_equal(ours[name], whole[name]), f"{method}: {name}"
+            # the paths of all queries are walked at once, in batches of another size
+            tolerance = 1e-6 if name.startswith("path") else 0
+            np.testing.assert_allclose(ours[name], whole[name], rtol=0, atol=tolerance)
         ours, whole = (pd.read_parquet(each.path / f"{stem}.parquet") for each in (project, built))
         plain = [name for name in whole if not str(name).startswith("path_")]
         # the classifier's confidences depend on the size of its batch in the last digit
