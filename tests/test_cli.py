@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from counterlens import __version__, cli
-from counterlens.config import Experiment
+from counterlens.config import Experiment, Models
 from counterlens.errors import UserError
 from counterlens.experiments import dataset_options
 
@@ -70,19 +70,31 @@ def test_a_wrong_command_line_exits_with_2(
 def test_check_of_the_shipped_files(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check"]) == 0
     assert re.fullmatch(
-        r"\d+ experiments, \d+ tables and \d+ figures are valid\n", capsys.readouterr().out
+        r"\d+ sets of models, \d+ experiments, \d+ tables and \d+ figures are valid\n",
+        capsys.readouterr().out,
     )
 
 
-def test_check_of_a_mistake(copied_project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = copied_project / "config/experiments/digits.yaml"
-    path.write_text(path.read_text().replace("seed: 85", "sede: 85"))
+@pytest.mark.parametrize(
+    ("file", "right", "wrong"),
+    [
+        ("models/digits", "seed: 85", "sede: 85"),
+        ("experiments/digits", "description: ", "sede: "),
+    ],
+)
+def test_check_of_a_mistake(
+    file: str, right: str, wrong: str, copied_project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied_project / f"config/{file}.yaml"
+    text = path.read_text()
+    assert text.count(right) == 1
+    path.write_text(text.replace(right, wrong))
     assert cli.main(["check"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     lines = shown.err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("counterlens: error: config/experiments/digits.yaml: ")
+    assert lines[0].startswith(f"counterlens: error: config/{file}.yaml: ")
     assert "sede: unknown key" in lines[0]
 
 
@@ -125,16 +137,14 @@ def called(monkeypatch: pytest.MonkeyPatch, root: Path) -> Callable[[str, str], 
     return replace
 
 
+OF_MODELS = [
+    ("digits", "classifier --classifier lenet", "classifiers.train", ["lenet"]),
+    # nothing is trained of a network that is read from named weights, inline in an experiment
+    ("c3lt-imagenet", "classifier --classifier resnet50", "classifiers.adopt", ["resnet50"]),
+    ("digits", "oracle --oracle autoencoders", "oracles.train", ["autoencoders"]),
+    ("digits", "generator --generator dcgan --scope 4-9", "generators.train", ["dcgan", "4-9"]),
+]
 OF_AN_EXPERIMENT = [
-    ("classifier", "classifiers.train", "run", [], []),
-    ("oracle --oracle autoencoders", "oracles.train", "run", ["autoencoders"], []),
-    (
-        "generator --generator dcgan --scope 4-9",
-        "generators.train",
-        "run",
-        ["dcgan", "4-9"],
-        [],
-    ),
     ("fit --method c3lt --scope 4-9", "methods.fit", "run", ["c3lt", "4-9"], []),
     (
         "explain --method pgd --source 9 --target 4 --shard 2 --of 3",
@@ -161,6 +171,36 @@ OF_AN_EXPERIMENT = [
 ]
 
 
+@pytest.mark.parametrize(("name", "words", "module", "arguments"), OF_MODELS)
+@pytest.mark.parametrize("scale", ["small", "published"])
+def test_a_stage_that_trains_a_model(
+    name: str,
+    words: str,
+    module: str,
+    arguments: list[object],
+    scale: str,
+    called: Callable[[str, str], dict[str, Any]],
+) -> None:
+    seen = called(module, "run")
+    rest = ["--models", name, "--scale", scale, "--gpus", "0", "--threads", "3"]
+    assert cli.main([*words.split(), *rest]) == 0
+    first, *others = seen["arguments"]
+    assert isinstance(first, Models) and (first.name, first.scale) == (name, scale)
+    assert others == [*arguments, None] and seen["keywords"] == {}
+    timed = "timed results/timings/models/digits/generators/dcgan/4-9.json"
+    expected = [timed] if module == "generators.train" else []
+    assert seen["order"] == ["gpus 0", "threads 3", *expected]
+
+
+def test_export(called: Callable[[str, str], dict[str, Any]]) -> None:
+    seen = called("generators.export", "run")
+    words = "export --models digits --generator ddpm --scope all-classes"
+    assert cli.main(words.split()) == 0
+    models, *others = seen["arguments"]
+    assert isinstance(models, Models) and models.scale == "small"  # what config.yaml says
+    assert others == ["ddpm", "all-classes"] and seen["order"] == []
+
+
 @pytest.mark.parametrize(("words", "module", "function", "arguments", "keywords"), OF_AN_EXPERIMENT)
 @pytest.mark.parametrize("scale", ["small", "published"])
 def test_a_stage_on_a_device(
@@ -180,11 +220,8 @@ def test_a_stage_on_a_device(
     # the device (here None) stands last; the GPUs are taken before torch is set up
     assert others == [*arguments, None]
     assert seen["keywords"] == dict(keywords)
-    timed = {
-        "generators.train": "results/timings/digits/training/generators/dcgan/4-9.json",
-        "methods.fit": "results/timings/digits/training/methods/c3lt/4-9.json",
-    }
-    expected = [f"timed {timed[module]}"] if module in timed else []
+    timed = "timed results/timings/digits/training/c3lt/4-9.json"
+    expected = [timed] if module == "methods.fit" else []
     assert seen["order"] == ["gpus 0", "threads 3", *expected]
 
 
@@ -196,8 +233,6 @@ def test_a_stage_on_a_device(
             "--method dream: the experiment digits has none of that",
         ),
         ("metrics --method dream --source 4 --target 9", "cve, original-data"),
-        ("generator --generator gan --scope 4-9", "--generator gan: "),
-        ("oracle --oracle judge", "--oracle judge: "),
         ("animations --method c3lt --pair 4_9", "'4_9' is not a pair; write two class indices"),
     ],
 )
@@ -206,6 +241,30 @@ def test_a_name_that_the_experiment_has_not(
 ) -> None:
     stages = [called("methods.fit", "run"), called("reports.animations", "run")]
     assert cli.main([*words.split(), "--experiment", "digits"]) == 2
+    shown = capsys.readouterr().err
+    assert told in shown and len(shown.splitlines()) == 1
+    assert not any("arguments" in seen for seen in stages)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "classifier --models digits --classifier resnet",
+            "--classifier resnet: the models digits have none of that name; they have: gap-",
+        ),
+        ("generator --models digits --generator gan --scope 4-9", "they have: dcgan, encoder, "),
+        ("export --models digits --generator gan --scope 4-9", "--generator gan: "),
+        ("oracle --models digits --oracle judge", "--oracle judge: the models digits have none"),
+        ("oracle --models c3lt-imagenet --oracle judge", "they have: none"),
+        ("oracle --models dogs --oracle judge", "config/models/dogs.yaml: no such file; known: "),
+    ],
+)
+def test_a_name_that_the_models_have_not(
+    words: str, told: str, called, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [called(f"{m}.train", "run") for m in ("classifiers", "generators", "oracles")]
+    assert cli.main(words.split()) == 2
     shown = capsys.readouterr().err
     assert told in shown and len(shown.splitlines()) == 1
     assert not any("arguments" in seen for seen in stages)
@@ -235,13 +294,13 @@ def test_a_name_that_the_experiment_has_not(
             ),
         ),
         (
-            "prepare --dataset celeba --set attribute=Young --set size=64",
+            "prepare --dataset celeba --set size=64",
             "data.formats.prepare",
             "prepare",
             (
-                dataset_options("celeba", ["attribute=Young", "size=64"]),
-                Path("data/raw/celeba-young-64"),
-                Path("data/prepared/celeba-young-64"),
+                dataset_options("celeba", ["size=64"]),
+                Path("data/raw/celeba-64"),
+                Path("data/prepared/celeba-64"),
             ),
         ),
         (
@@ -342,4 +401,4 @@ def test_the_rules_use_the_command_line_as_it_is() -> None:
         parsed = cli.parser().parse_args([stage, *rest])
         assert program == "counterlens" and callable(parsed.stage)
         used.add(stage)
-    assert set(STAGES) - used == {"check", "bench"}
+    assert set(STAGES) - used == {"check", "record", "bench"}

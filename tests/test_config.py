@@ -13,7 +13,7 @@ import yaml
 from counterlens import config
 from counterlens.config import Column, merge, pair_name, parse_pair
 from counterlens.errors import UserError
-from counterlens.experiments import load_experiment
+from counterlens.experiments import load_experiment, load_models
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -40,11 +40,13 @@ Change = Callable[[dict[str, Any]], object]
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write an experiment file (a mapping or YAML text) in an empty project."""
+    """Write an experiment or models file (a mapping or YAML text) in an empty project."""
     monkeypatch.chdir(tmp_path)
 
-    def save(content: dict[str, Any] | str, name: str = "tiny") -> Path:
-        path = Path("config/experiments") / f"{name}.yaml"
+    def save(
+        content: dict[str, Any] | str, name: str = "tiny", folder: str = "experiments"
+    ) -> Path:
+        path = Path("config") / folder / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
         path.write_text(text, encoding="utf-8")
@@ -100,6 +102,7 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
     ),
     "missing key": (lambda e: e.pop("seed"), ("seed: key is missing",)),
     "missing section": (lambda e: e.pop("dataset"), ("dataset: key is missing",)),
+    "missing classifier": (lambda e: e.pop("classifier"), ("classifier: key is missing",)),
     "missing key of a method": (
         lambda e: e["methods"]["c3lt"].pop("encoder"),
         ("methods.c3lt.encoder: key is missing",),
@@ -207,9 +210,29 @@ MISTAKES: dict[str, tuple[Change, tuple[str, ...]]] = {
         lambda e: e.update(metrics={"kind": "validity"}),
         ("metrics: a list is expected",),
     ),
-    "entry without kind": (
+    "entry without kind and with another name": (
         lambda e: e["methods"].update(mine={"epsilon": 1}),
-        ("methods.mine: a mapping with a 'kind' is expected",),
+        ("methods.mine.kind: 'mine' is unknown; allowed: ", "c3lt", "path/to/file.py"),
+    ),
+    "entry that is no mapping": (
+        lambda e: e["methods"].update(pgd=None),
+        ("methods.pgd: a mapping with a 'kind' is expected",),
+    ),
+    "dataset without kind": (
+        lambda e: e.update(dataset={"size": 16}),
+        ("dataset: a mapping with a 'kind' is expected",),
+    ),
+    "classifier without kind": (
+        lambda e: e.update(classifier={"epochs": 2}),
+        ("classifier: a mapping with a 'kind' is expected",),
+    ),
+    "metric without kind": (
+        lambda e: e["metrics"].append({"errors": True}),
+        ("metrics.2: a mapping with a 'kind' is expected",),
+    ),
+    "unknown metric by name": (
+        lambda e: e["metrics"].append("beauty"),
+        ("metrics.2.kind: 'beauty' is unknown; allowed: ", "validity"),
     ),
     "adversarial loss without discriminator": (
         lambda e: e["methods"]["c3lt"].update(generator="vae", encoder="vae", gamma=0.001),
@@ -291,7 +314,10 @@ def test_the_tiny_experiment_has_no_mistake(write) -> None:
 
 def test_generators_may_stand_in_any_order(write) -> None:
     write(changed(lambda e: e.update(generators=dict(reversed(e["generators"].items())))))
-    assert list(load_experiment("tiny", "small").generators) == ["vae", "encoder", "dcgan"]
+    e = load_experiment("tiny", "small")
+    assert list(e.models.generators) == ["vae", "encoder", "dcgan"]
+    assert list(e.generators) == ["encoder", "dcgan"]  # those that a method needs
+    assert e.models.required_generators(("encoder", "vae")) == ("dcgan", "encoder", "vae")
 
 
 def test_gamma_may_be_zero_without_a_discriminator(write) -> None:
@@ -386,10 +412,11 @@ def test_small_overlays_and_null_removes(write) -> None:
     write({**TINY, "small": small})
     published, reduced = (load_experiment("tiny", scale) for scale in ("published", "small"))
     assert (published.scale, reduced.scale) == ("published", "small")
-    assert (published.classifier.epochs, reduced.classifier.epochs) == (2, 1)
+    assert (published.classifier_options.epochs, reduced.classifier_options.epochs) == (2, 1)
     assert published.pairs == ((3, 8), (4, 9)) and reduced.pairs == ((4, 9),)
     assert set(published.methods) == {"c3lt", "pgd"} and set(reduced.methods) == {"c3lt"}
-    assert set(reduced.generators) == {"dcgan", "encoder"}
+    assert set(published.models.generators) == {"dcgan", "encoder", "vae"}
+    assert set(reduced.models.generators) == {"dcgan", "encoder"}
     assert reduced.methods["c3lt"].model_dump() == {
         **published.methods["c3lt"].model_dump(),
         "epochs": 3,
@@ -410,7 +437,8 @@ def test_extends_inherits_and_overrides(write) -> None:
     )
     published, small = (load_experiment("other", scale) for scale in ("published", "small"))
     assert (published.name, published.seed, small.seed) == ("other", 2, 3)
-    assert (published.classifier.epochs, small.classifier.epochs) == (2, 1)
+    assert (published.models.name, published.models.seed, small.models.seed) == ("other", 2, 3)
+    assert (published.classifier_options.epochs, small.classifier_options.epochs) == (2, 1)
     assert set(published.methods) == {"pgd"}
     assert published.methods["pgd"].model_dump()["epsilon"] == 72 / 255
     assert load_experiment("tiny", "published").seed == 1  # the parent is as it was
@@ -460,7 +488,9 @@ def test_directions_scopes_and_columns(write) -> None:
     # an encoder is trained for the pairs of the methods that use it
     assert e.scopes("encoder") == ("4-9",)
     assert e.scopes("dcgan") == ("all-classes",)
-    assert e.required_generators(("encoder",)) == ("dcgan", "encoder")
+    assert e.models.required_generators(("encoder",)) == ("dcgan", "encoder")
+    assert e.models.scope("encoder", (4, 9)) == "4-9"
+    assert e.models.scope("dcgan", (4, 9)) == "all-classes"
     assert list(e.columns()) == ["validity", "im1", "im2"]
     assert all(isinstance(column, Column) for column in e.columns().values())
     assert parse_pair(pair_name((4, 9))) == (4, 9)
@@ -612,14 +642,17 @@ def test_one_direction_of_each_pair(write) -> None:
 def test_unsuited_methods_are_skipped_with_their_reason(copied_project: Path) -> None:
     path = copied_project / "config/experiments/digits.yaml"
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    content["classifier"] = {"kind": "lenet", "epochs": 1}
+    content["classifier"] = "lenet"
+    for methods in (content["methods"], content["small"]["methods"]):
+        for name in ("c3lt", "c3lt-n3"):  # their encoder is the other classifier's
+            del methods[name]
     path.write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError, match=r"methods\.mirror-cfe: .* global average pooling"):
         load_experiment("digits", "small")
     path.write_text(yaml.safe_dump({**content, "unsuited": "skip"}), encoding="utf-8")
-    found = load_experiment("digits", "small")
-    assert "mirror-cfe" not in found.methods and "pgd" in found.methods
-    assert "global average pooling" in found.skipped["mirror-cfe"]
+    e = load_experiment("digits", "small")
+    assert "mirror-cfe" not in e.methods and "pgd" in e.methods
+    assert "global average pooling" in e.skipped["mirror-cfe"]
     with_both = {**content, "unsuited": "skip", "skipped": {"pgd": "too slow"}}
     path.write_text(yaml.safe_dump(with_both), encoding="utf-8")
     with pytest.raises(UserError, match=r"skipped\.pgd: stands under 'methods', too"):
@@ -657,3 +690,490 @@ def test_generators_that_do_not_serve(
 
     message = error_of(write, changed(change))
     assert message.startswith("methods.made: ") and told in message
+
+
+# Models of a dataset
+
+
+SHARED: dict[str, Any] = {
+    "dataset": "digits",
+    "seed": 7,
+    "classifiers": {"lenet": {"epochs": 2}, "second": {"kind": "gap-resnet", "widths": [4]}},
+    "generators": {
+        "dcgan": {"width": 4, "classifier": "lenet"},
+        "encoder": {
+            "kind": "dcgan-encoder",
+            "generator": "dcgan",
+            "width": 4,
+            "classifier": "lenet",
+        },
+        "vae": {"width": 4, "classifier": "second"},
+        "cem-autoencoder": {},
+    },
+    "oracles": {"autoencoders": {}, "judge": {"kind": "feature-extractor", "classifier": "lenet"}},
+}
+NAMING: dict[str, Any] = {
+    "name": "tiny",
+    "models": "shared",
+    "classifier": "lenet",
+    "pairs": [[3, 8], [4, 9]],
+    "methods": {
+        "c3lt": {"generator": "dcgan", "encoder": "encoder"},
+        "pgd": {"epsilon": "64/255"},
+    },
+    "metrics": ["validity", {"kind": "im"}],
+    "evaluation": {"images": 10},
+}
+FACES: dict[str, Any] = {
+    "dataset": "celeba-subset",
+    "seed": 7,
+    "classifiers": {
+        "smile": {"kind": "gap-resnet", "attribute": "Smiling", "widths": [4]},
+        "smile-again": {"kind": "lenet", "attribute": "Smiling"},
+        "age": {"kind": "gap-resnet", "attribute": "Young", "widths": [4]},
+    },
+    "generators": {
+        "latent-diffusion": {"classes": [0, 1], "classifier": "smile"},
+        "beta-tcvae": {"classifier": "smile"},
+    },
+    "oracles": {
+        "judge": {"kind": "feature-extractor", "classifier": "smile"},
+        "autoencoders": {},
+    },
+}
+
+
+def of_faces(classifier: str, *methods: str, metrics: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """An experiment on faces."""
+    return {
+        "name": "tiny",
+        "models": "shared",
+        "classifier": classifier,
+        "pairs": [[0, 1]],
+        "methods": {name: {} for name in methods},
+        "metrics": list(metrics),
+        "evaluation": {"images": 10},
+    }
+
+
+def test_an_experiment_may_name_the_models_of_its_dataset(write) -> None:
+    write(SHARED, "shared", "models")
+    write(NAMING)
+    e = load_experiment("tiny", "small")
+    assert e.models == load_models("shared", "small") and e.models.name == "shared"
+    assert (e.scale, e.seed, e.dataset.kind) == ("small", 7, "digits")
+    assert e.classes == tuple("0123456789")
+    assert (e.classifier, e.classifier_options.epochs) == ("lenet", 2)
+    # of the models it has what its methods and metrics use
+    assert list(e.generators) == ["dcgan", "encoder"] and list(e.oracles) == ["autoencoders"]
+    assert len(e.models.generators) == 4 and len(e.models.oracles) == 2
+    write({**NAMING, "classifier": "second", "methods": {"pgd": {"epsilon": 1}}})
+    other = load_experiment("tiny", "small")
+    assert other.models == e.models and other.classifier_options.kind == "gap-resnet"
+    assert list(other.generators) == []
+
+
+def test_kinds_are_the_keys_unless_they_are_given(write) -> None:
+    write(SHARED, "shared", "models")
+    write({**NAMING, "metrics": ["validity", "proximity", {"kind": "im"}]})
+    e = load_experiment("tiny", "small")
+    kinds = {
+        section: {name: options.kind for name, options in getattr(e.models, section).items()}
+        for section in ("classifiers", "generators", "oracles")
+    }
+    assert kinds == {
+        "classifiers": {"lenet": "lenet", "second": "gap-resnet"},
+        "generators": {
+            "dcgan": "dcgan",
+            "encoder": "dcgan-encoder",
+            "vae": "vae",
+            "cem-autoencoder": "cem-autoencoder",
+        },
+        "oracles": {"autoencoders": "autoencoders", "judge": "feature-extractor"},
+    }
+    assert {name: m.kind for name, m in e.methods.items()} == {"c3lt": "c3lt", "pgd": "pgd"}
+    assert [metric.kind for metric in e.metrics] == ["validity", "proximity", "im"]
+    assert list(e.columns()) == ["validity", "proximity", "proximity_pm1", "im1", "im2"]
+
+
+OF_MODELS: dict[str, tuple[Change, str]] = {
+    "unknown key": (lambda m: m.update(sede=3), "sede: unknown key; allowed: classifiers, dat"),
+    "a key of experiments": (
+        lambda m: m.update(pairs=[[4, 9]]),
+        "pairs: unknown key; allowed: classifiers, dataset, generators, oracles, seed",
+    ),
+    "a name of its own": (lambda m: m.update(name="other"), "name: unknown key; allowed: "),
+    "a scale": (lambda m: m.update(scale="published"), "scale: unknown key; allowed: "),
+    "no seed": (lambda m: m.pop("seed"), "seed: key is missing"),
+    "no classifiers": (lambda m: m.pop("classifiers"), "classifiers: key is missing"),
+    "no classifier": (lambda m: m.update(classifiers={}), "classifiers: Dictionary should have"),
+    "out of range": (
+        lambda m: m["classifiers"]["lenet"].update(epochs=0),
+        "classifiers.lenet.epochs: Input should be greater than 0",
+    ),
+    "a generator that must name one of several classifiers": (
+        lambda m: m["generators"]["vae"].pop("classifier"),
+        "generators.vae.classifier: key is missing; name one of lenet, second",
+    ),
+    "an oracle that must name one of several classifiers": (
+        lambda m: m["oracles"]["judge"].pop("classifier"),
+        "oracles.judge.classifier: key is missing; name one of lenet, second",
+    ),
+    "a generator's classifier that is none": (
+        lambda m: m["generators"]["vae"].update(classifier="third"),
+        "generators.vae.classifier: 'third'; defined: lenet, second",
+    ),
+    "an oracle's classifier that is none": (
+        lambda m: m["oracles"]["autoencoders"].update(classifier="third"),
+        "oracles.autoencoders.classifier: 'third'; defined: lenet, second",
+    ),
+    "a generator that requires one that is none": (
+        lambda m: m["generators"].pop("dcgan"),
+        "generators.encoder: needs generator 'dcgan'; defined: encoder, vae, cem-autoencoder",
+    ),
+    "an attribute of data without any": (
+        lambda m: m["classifiers"]["second"].update(attribute="Smiling"),
+        "classifiers.second.attribute: 'Smiling' is unknown; known: none",
+    ),
+    "a class left out that is none": (
+        lambda m: m["classifiers"]["second"].update(left_out=[10]),
+        "classifiers.second.left_out: 10 is no class index in 0..9",
+    ),
+    "an id that is no path": (
+        lambda m: m["oracles"].update({"A/b": {"kind": "autoencoders"}}),
+        "oracles.A/b",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", OF_MODELS)
+def test_a_mistake_in_a_models_file_is_told_in_one_line(mistake: str, write) -> None:
+    """The same whether the models are asked for, or an experiment that names them."""
+    change, told = OF_MODELS[mistake]
+    content = copy.deepcopy(SHARED)
+    change(content)
+    path = write(content, "shared", "models")
+    write(NAMING)
+    for load, name in ((load_models, "shared"), (load_experiment, "tiny")):
+        with pytest.raises(UserError) as caught:
+            load(name, "small")
+        message = str(caught.value)
+        assert message.startswith(f"{path}: {told}") and "\n" not in message
+
+
+OF_NAMING: dict[str, tuple[Change, str]] = {
+    "unknown models": (
+        lambda e: e.update(models="shard"),
+        "models: 'shard' is no file of config/models; known: shared",
+    ),
+    "models that are no name": (
+        lambda e: e.update(models={"dataset": "digits"}),
+        "models: '{'dataset': 'digits'}' is no file of config/models; known: shared",
+    ),
+    "unknown classifier": (
+        lambda e: e.update(classifier="third"),
+        "classifier: 'third' is unknown; known: lenet, second",
+    ),
+    "no classifier": (lambda e: e.pop("classifier"), "classifier: key is missing"),
+    "a classifier of its own": (
+        lambda e: e.update(classifier={"kind": "lenet"}),
+        "classifier: Input should be a valid string",
+    ),
+    "a seed of its own": (
+        lambda e: e.update(seed=3),
+        "seed: stands in config/models/shared.yaml, which `models` names; leave it out",
+    ),
+    "an encoder that is trained for another classifier": (
+        lambda e: e.update(classifier="second"),
+        "methods.c3lt: generator 'encoder' is trained for the classifier 'lenet', not for 'second'",
+    ),
+    "unknown generator": (
+        lambda e: e["methods"]["c3lt"].update(generator="gan"),
+        "methods.c3lt: needs generator 'gan'; defined: dcgan, encoder, vae, cem-autoencoder",
+    ),
+    "unknown oracle": (
+        lambda e: e["metrics"].append({"kind": "fid", "extractor": "inception"}),
+        "metrics.fid: needs oracle 'inception'; defined: autoencoders, judge",
+    ),
+}
+OF_NAMING |= {
+    f"{key} beside the models": (
+        lambda e, key=key: e.update({key: SHARED[key]}),
+        f"{key}: stands in config/models/shared.yaml, which `models` names; leave it out",
+    )
+    for key in ("dataset", "classifiers", "generators", "oracles")
+}
+
+
+@pytest.mark.parametrize("mistake", OF_NAMING)
+def test_a_mistake_of_an_experiment_that_names_models(mistake: str, write) -> None:
+    change, told = OF_NAMING[mistake]
+    write(SHARED, "shared", "models")
+    content = copy.deepcopy(NAMING)
+    change(content)
+    assert error_of(write, content).startswith(told)
+
+
+def test_models_that_are_not_there(write) -> None:
+    write({**NAMING, "models": "mnist"})
+    with pytest.raises(UserError, match=r"models: 'mnist' is no file of config/models; known: no"):
+        load_experiment("tiny", "small")
+    write(SHARED, "shared", "models")
+    with pytest.raises(UserError, match=r"config/models/mnist\.yaml: no such file; known: shared$"):
+        load_models("mnist", "small")
+
+
+def test_a_generator_that_one_classifier_judged_may_serve_another(write) -> None:
+    """Unlike C3LT's encoder, which learns of its classifier."""
+    write(FACES, "shared", "models")
+    for classifier in ("smile", "smile-again", "age"):
+        write(of_faces(classifier, "dive"))
+        e = load_experiment("tiny", "small")
+        assert e.generators["beta-tcvae"].classifier == "smile"
+
+
+# Attributes
+
+
+@pytest.mark.parametrize(
+    ("classifier", "told"),
+    [
+        (
+            {"kind": "lenet"},
+            "classifiers.smile: needs an `attribute`: 'celeba-subset' has no classes of its own",
+        ),
+        (
+            {"kind": "lenet", "attribute": "smiling"},
+            "classifiers.smile.attribute: 'smiling' is unknown; known: 5_o_Clock_Shadow, Arched_E",
+        ),
+        (
+            {"kind": "lenet", "attribute": "Smiling", "left_out": [2]},
+            "classifiers.smile.left_out: 2 is no class index in 0..1",
+        ),
+    ],
+)
+def test_a_classifier_of_faces_names_an_attribute(
+    classifier: dict[str, Any], told: str, write
+) -> None:
+    content = copy.deepcopy(FACES)
+    content["classifiers"]["smile"] = classifier
+    path = write(content, "shared", "models")
+    with pytest.raises(UserError) as caught:
+        load_models("shared", "small")
+    assert str(caught.value).startswith(f"{path}: {told}")
+
+
+def test_a_missing_attribute_of_the_only_classifier(write) -> None:
+    content = {**of_faces("", "pgd"), "dataset": "celeba-subset", "seed": 1}
+    content |= {"methods": {"pgd": {"epsilon": 1}}, "classifier": {"kind": "lenet"}}
+    del content["models"]
+    assert error_of(write, content).startswith("classifier: needs an `attribute`: 'celeba-subset'")
+    content["classifier"]["attribute"] = "Yuong"
+    assert error_of(write, content).startswith("classifier.attribute: 'Yuong' is unknown; known: ")
+
+
+def test_the_classes_are_what_the_classifier_tells(write) -> None:
+    write(FACES, "shared", "models")
+    models = load_models("shared", "small")
+    assert models.class_names("smile") == models.class_names("smile-again")
+    assert models.class_names("age") == ("not young", "young")
+    attributes = models.dataset.attributes
+    assert models.attribute_index("age") == attributes.index("Young")
+    assert models.attribute_index(None) is None
+    write(of_faces("age", "dive"))
+    e = load_experiment("tiny", "small")
+    assert e.classes == ("not young", "young") and e.dataset.classes == ()
+    write({**of_faces("age", "dive"), "pairs": [[0, 2]]})
+    with pytest.raises(
+        UserError, match=r"pairs: \[0, 2\] is not two different class indices in 0\.\.1"
+    ):
+        load_experiment("tiny", "small")
+
+
+def test_a_class_conditional_generator_of_another_attribute(write) -> None:
+    write(FACES, "shared", "models")
+    message = error_of(write, of_faces("age", "eced"))
+    assert message == (
+        "methods.eced: generator 'latent-diffusion' knows what 'smile' tells, which is another "
+        "attribute than that of 'age'"
+    )
+    write(of_faces("smile-again", "eced"))  # another network, the same classes
+    assert "eced" in load_experiment("tiny", "small").methods
+
+
+def test_an_oracle_that_is_asked_about_other_classes(write) -> None:
+    write(FACES, "shared", "models")
+    validity = {"kind": "oracle-validity", "classifier": "judge"}
+    message = error_of(write, of_faces("age", "dive", metrics=(validity,)))
+    assert message.startswith("metrics.oracle-validity: oracle 'judge' does not know the classes ")
+    message = error_of(write, of_faces("smile", "dive", metrics=("im",)))
+    assert message.startswith("metrics.im: oracle 'autoencoders' does not know the classes that")
+    # the features of a network that tells another attribute are features as well
+    features = {"kind": "fid", "extractor": "judge"}
+    write(of_faces("age", "dive", metrics=(features,)))
+    assert list(load_experiment("tiny", "small").oracles) == ["judge"]
+    write(of_faces("smile-again", "dive", metrics=(validity,)))
+    assert list(load_experiment("tiny", "small").oracles) == ["judge"]
+
+
+# Inheritance between models files
+
+
+def test_models_may_extend_others(write) -> None:
+    small = {"classifiers": {"lenet": {"epochs": 1}}, "generators": {"vae": {"width": 2}}}
+    write({**SHARED, "small": small}, "shared", "models")
+    child = {
+        "extends": "shared",
+        "seed": 8,
+        "generators": {"vae": None, "dcgan": {"width": 6}},
+        "small": {"generators": {"vae": None}},
+    }
+    write(child, "child", "models")
+    published, reduced = (load_models("child", scale) for scale in ("published", "small"))
+    for models in (published, reduced):
+        assert (models.name, models.seed) == ("child", 8)
+        assert set(models.generators) == {"dcgan", "encoder", "cem-autoencoder"}
+        assert models.generators["dcgan"].model_dump()["width"] == 6
+    assert published.classifiers["lenet"].epochs == 2 and reduced.classifiers["lenet"].epochs == 1
+    parent = load_models("shared", "small")
+    assert (parent.name, parent.seed) == ("shared", 7)
+    assert parent.generators["vae"].model_dump()["width"] == 2
+
+
+def test_small_null_takes_back_the_whole_reduction(write) -> None:
+    write({**SHARED, "small": {"seed": 9}}, "shared", "models")
+    write({"extends": "shared", "small": None}, "child", "models")
+    assert load_models("shared", "small").seed == 9
+    child = load_models("child", "small")
+    assert (child.seed, child.scale) == (7, "small")
+
+
+def test_models_in_a_circle(write) -> None:
+    write({"extends": "b"}, "a", "models")
+    write({"extends": "a"}, "b", "models")
+    with pytest.raises(UserError, match=r"config/models/b\.yaml: extends: 'a' extends this"):
+        load_models("a", "small")
+
+
+# Models that an experiment holds itself
+
+
+def test_the_models_of_an_experiment_have_its_name(write) -> None:
+    write(TINY)
+    e = load_experiment("tiny", "small")
+    assert e.models.name == "tiny" and e.models == load_models("tiny", "small")
+    # the only classifier is known by its kind, and all that ask one ask it
+    assert e.classifier == "lenet" and list(e.models.classifiers) == ["lenet"]
+    assert {g.classifier for g in e.models.generators.values()} == {"lenet"}
+    assert e.models.oracles["autoencoders"].classifier is None  # it asks none
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("my_net.py", "my-net"), ("My Net2.py", "my-net2"), ("_.py", "classifier")]
+)
+def test_the_only_classifier_may_lie_in_a_file_of_the_user_s(
+    file: str, name: str, write, tmp_path: Path
+) -> None:
+    options = (
+        "from counterlens.config import ClassifierOptions\nclass Options(ClassifierOptions): ...\n"
+    )
+    (tmp_path / file).write_text(options)
+    write(changed(lambda e: e.update(classifier={"kind": str(tmp_path / file)})))
+    e = load_experiment("tiny", "small")
+    assert e.classifier == name and e.classifier_options.kind == str(tmp_path / file)
+
+
+def several(e: dict[str, Any]) -> None:
+    """Two classifiers in the experiment itself."""
+    e["classifiers"] = {"lenet": {"epochs": 3}, "second": {"kind": "gap-resnet"}}
+    e["classifier"] = "second"
+    for generator in e["generators"].values():
+        generator["classifier"] = "lenet"
+    e["methods"] = {"pgd": {"epsilon": 1}}
+
+
+def test_an_experiment_may_hold_several_classifiers(write) -> None:
+    write(changed(several))
+    e = load_experiment("tiny", "small")
+    assert list(e.models.classifiers) == ["lenet", "second"]
+    assert e.classifier == "second" and e.classifier_options.kind == "gap-resnet"
+    assert e.models.classifiers["lenet"].epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda e: e.update(classifier={"kind": "lenet"}),
+            "classifier: must be one of the names under `classifiers`",
+        ),
+        (lambda e: e.update(classifier="third"), "classifier: 'third' is unknown; known: lenet, s"),
+        (lambda e: e.pop("classifier"), "classifier: key is missing"),
+        (
+            lambda e: e.pop("classifiers"),
+            "classifier: 'second' is the name of a model; name its file under `models`, or give",
+        ),
+        (
+            lambda e: e["generators"]["vae"].pop("classifier"),
+            "generators.vae.classifier: key is missing; name one of lenet, second",
+        ),
+        (
+            lambda e: e["classifiers"]["lenet"].update(epochs=0),
+            "classifiers.lenet.epochs: Input should be greater than 0",
+        ),
+    ],
+)
+def test_mistakes_with_several_classifiers(change: Change, told: str, write) -> None:
+    content = changed(several)
+    change(content)
+    assert error_of(write, content).startswith(told)
+
+
+def test_models_of_an_experiment_cannot_have_the_name_of_a_file(write) -> None:
+    """Their trainings would lie in the same folders."""
+    write(SHARED, "tiny", "models")
+    assert error_of(write, TINY) == (
+        "name: config/models/tiny.yaml has the same name as the models that this file holds "
+        "itself; name that file under `models`, or choose another name"
+    )
+    write({**NAMING, "models": "tiny"})
+    assert load_experiment("tiny", "small").models.seed == 7
+
+
+# What shapes a training
+
+
+def test_the_settings_of_a_model_are_its_own_and_its_classifier_s(write) -> None:
+    write(SHARED, "shared", "models")
+    models = load_models("shared", "small")
+
+    def settings(**changes: Any) -> dict[tuple[str, str], Any]:
+        """Of every model, after options of some were changed."""
+        content = copy.deepcopy(SHARED)
+        for name, options in changes.items():
+            for section in ("classifiers", "generators", "oracles"):
+                content[section].get(name, {}).update(options)
+        write(content, "shared", "models")
+        those = load_models("shared", "small")
+        return {
+            (section, name): those.settings(section, name)
+            for section in ("classifiers", "generators", "oracles")
+            for name in getattr(those, section)
+        }
+
+    before = settings()
+    assert before["generators", "vae"] == {
+        "seed": 7,
+        "dataset": models.dataset.model_dump(mode="json"),
+        "generators": {"vae": models.generators["vae"].model_dump(mode="json")},
+        "classifiers": {"second": models.classifiers["second"].model_dump(mode="json")},
+    }
+
+    def touched(**changes: Any) -> set[str]:
+        after = settings(**changes)
+        return {name for (section, name), value in after.items() if value != before[section, name]}
+
+    assert touched(lenet={"epochs": 9}) == {"lenet", "dcgan", "encoder", "judge"}
+    assert touched(second={"epochs": 9}) == {"second", "vae"}
+    assert touched(vae={"epochs": 9}) == {"vae"}
+    assert touched(autoencoders={"class_epochs": 9}) == {"autoencoders"}

@@ -10,13 +10,21 @@ from typing import Any
 import pytest
 import yaml
 
-from counterlens.config import figure_names, load_figure, load_project, load_table, table_names
+from counterlens.config import (
+    Options,
+    figure_names,
+    load_figure,
+    load_project,
+    load_table,
+    table_names,
+)
 from counterlens.errors import UserError
-from counterlens.experiments import load_experiment
+from counterlens.experiments import load_experiment, load_models
 from counterlens.plan import inputs
 from counterlens.plan.inputs import figure_methods
 
 SHIPPED = Path(__file__).parents[1] / "config"
+MODELS = sorted(path.stem for path in (SHIPPED / "models").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiments").glob("*.yaml"))
 
 
@@ -25,20 +33,48 @@ def test_every_shipped_experiment_loads_at_both_scales(name: str, root: Path) ->
     published, small = (load_experiment(name, scale) for scale in ("published", "small"))
     assert (published.scale, small.scale) == ("published", "small")
     # the small scale is a reduction of the same experiment
-    assert (small.seed, small.pairs, small.dataset) == (
-        published.seed,
-        published.pairs,
-        published.dataset,
-    )
+    for key in ("seed", "pairs", "dataset", "classifier", "classes"):
+        assert getattr(small, key) == getattr(published, key)
     assert set(small.methods) == set(published.methods)
-    for section in ("generators", "methods"):
+    for key, options in small.methods.items():
+        assert_reduced(options, published.methods[key])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_all_shipped_models_load_at_both_scales(name: str, root: Path) -> None:
+    published, small = (load_models(name, scale) for scale in ("published", "small"))
+    assert (published.scale, small.scale) == ("published", "small")
+    assert (small.name, small.seed, small.dataset) == (name, published.seed, published.dataset)
+    for section in ("classifiers", "generators", "oracles"):
         both = getattr(published, section)
+        assert getattr(small, section).keys() == both.keys()
         for key, options in getattr(small, section).items():
-            if key not in both:  # it stands in for a larger one
-                continue
-            here, there = options.model_dump(), both[key].model_dump()
-            assert here.get("epochs", 0) <= there.get("epochs", 0)
-            assert here.get("kind") == there.get("kind")
+            assert_reduced(options, both[key])
+
+
+def assert_reduced(small: Options, published: Options) -> None:
+    assert small.kind == published.kind
+    assert getattr(small, "epochs", None) is None or small.epochs <= published.epochs  # type: ignore
+
+
+def test_models_are_shared_by_the_experiments_of_a_dataset(root: Path) -> None:
+    """Two experiments on one classifier explain the same network; no model is without a user."""
+    experiments = [load_experiment(name, "published") for name in EXPERIMENTS]
+    for name in MODELS:
+        models = load_models(name, "published")
+        users = [e for e in experiments if e.models.name == name]
+        assert users and all(e.models == models for e in users)
+        assert models.generators.keys() == {key for e in users for key in e.generators}
+        assert models.oracles.keys() == {key for e in users for key in e.oracles}
+        asking = [*models.generators.values(), *models.oracles.values()]
+        asked = {e.classifier for e in users} | {options.classifier for options in asking}
+        assert models.classifiers.keys() == asked - {None}
+    by_name = {e.name: e for e in experiments}
+    for one, other in (("board-mnist", "eced-mnist"), ("cecas-celeba-age", "eced-celeba-age")):
+        assert by_name[one].classifier == by_name[other].classifier
+        assert by_name[one].models == by_name[other].models
+    assert by_name["cecas-celeba-age"].classes == ("not young", "young")
+    assert by_name["cecas-celeba-gender"].classes == ("not male", "male")
 
 
 def test_the_published_values_of_c3lt(root: Path) -> None:
@@ -148,14 +184,14 @@ def test_a_reduction_of_an_extension_may_remove_what_it_adds(copied_project: Pat
     content = {
         "extends": "digits",
         "name": "more",
-        "generators": {"vae": {"kind": "vae"}},
-        "small": {"generators": {"vae": None}, "methods": {"pgd": None}},
+        "methods": {"far": {"kind": "pgd", "epsilon": 1}},
+        "small": {"methods": {"far": None, "pgd": None}},
     }
     (copied_project / "config/experiments/more.yaml").write_text(yaml.safe_dump(content))
     published, small = (load_experiment("more", scale) for scale in ("published", "small"))
-    assert "vae" in published.generators and "pgd" in published.methods
-    assert "vae" not in small.generators and "pgd" not in small.methods
-    assert small.generators["dcgan"] == load_experiment("digits", "small").generators["dcgan"]
+    assert {"far", "pgd"} <= set(published.methods)
+    assert not {"far", "pgd"} & set(small.methods)
+    assert small.methods["c3lt"] == load_experiment("digits", "small").methods["c3lt"]
 
 
 def test_methods_have_the_names_of_their_papers(root: Path) -> None:
@@ -235,8 +271,8 @@ def test_the_project_file(copied_project: Path) -> None:
 def test_validation_does_not_import_torch(root: Path) -> None:
     script = (
         "import sys\n"
-        "from counterlens.plan.plan import Workflow\n"
-        "for scale in ('small', 'published'): Workflow({'scale': scale})\n"
+        "from counterlens.plan.plan import Plan\n"
+        "for scale in ('small', 'published'): Plan({'scale': scale})\n"
         "heavy = {'torch', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,11 @@ def load_models(name: str, scale: Scale) -> Models:
     path = MODELS / f"{name}.yaml"
     if not path.exists() and (EXPERIMENTS / f"{name}.yaml").exists():
         return load_experiment(name, scale).models
-    return _models(path, {**_at_scale(path, scale), "name": name}, scale)
+    content = _at_scale(path, scale)
+    for key in content:
+        if key not in OF_MODELS:
+            raise UserError(f"{path}: {key}: unknown key; allowed: {', '.join(sorted(OF_MODELS))}")
+    return _models(path, {**content, "name": name}, scale)
 
 
 def _at_scale(path: Path, scale: Scale) -> dict[str, Any]:
@@ -130,9 +135,12 @@ def _inline_models(path: Path, content: dict[str, Any], scale: Scale) -> Models:
         if "classifiers" in own:
             raise UserError(f"{path}: classifier: must be one of the names under `classifiers`")
         options, written = content["classifier"], "classifier"
-        content["classifier"] = Path(str(options.get("kind", "classifier"))).stem.replace("_", "-")
+        words = re.findall("[a-z0-9]+", Path(str(options.get("kind"))).stem.lower())
+        content["classifier"] = "-".join(words) or "classifier"
         own["classifiers"] = {content["classifier"]: options}
-    elif "classifiers" not in own and "classifier" in content:
+    elif "classifier" not in content:
+        raise UserError(f"{path}: classifier: key is missing")
+    elif "classifiers" not in own:
         raise UserError(
             f"{path}: classifier: '{content['classifier']}' is the name of a model; name its file "
             "under `models`, or give a mapping with a 'kind'"
@@ -151,8 +159,8 @@ def _models(
         if only and section == "classifiers":
             [(name, value)] = content[section].items()
             content[section] = {name: _options(path, section, classifiers, value)}
-        else:
-            content[section] = _named_options(path, section, content.get(section, {}))
+        elif section in content:
+            content[section] = _named_options(path, section, content[section])
     models = validate(path, "", Models, {**content, "scale": scale})
     models = with_only_classifier(models)
     check_models(path, models, "classifier" if only else None)

@@ -129,6 +129,15 @@ def check_experiment(path: Path, experiment: Experiment) -> None:
             if needed not in models.oracles:
                 known = ", ".join(models.oracles) or "none"
                 fail(f"metrics.{metric.kind}", f"needs oracle '{needed}'; defined: {known}")
+            asked = models.oracles[needed].classifier
+            if metric.asks_classes and (
+                models.attribute_index(asked) != models.attribute_index(experiment.classifier)
+            ):
+                fail(
+                    f"metrics.{metric.kind}",
+                    f"oracle '{needed}' does not know the classes that '{experiment.classifier}' "
+                    "tells; name a `classifier` of the same attribute in the oracle",
+                )
     names = [column.name for metric in experiment.metrics for column in metric.columns()]
     for name in names:
         if names.count(name) > 1:

@@ -314,9 +314,12 @@ class MetricOptions(Options):
 
     `errors`: whether queries count that the classifier does not take for their class. `flipped`:
     whether only counterfactuals count whose 8-bit image the classifier gives the target class.
+    `asks_classes`: its oracles are asked about the source or the target class, so that they must
+    know the classes of the explained classifier.
     """
 
     paired: ClassVar[bool] = True
+    asks_classes: ClassVar[bool] = False
 
     errors: bool = False
     flipped: bool = False

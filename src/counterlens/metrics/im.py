@@ -19,6 +19,7 @@ class Options(MetricOptions):
     """
 
     paired: ClassVar[bool] = False
+    asks_classes: ClassVar[bool] = True
 
     autoencoders: str = "autoencoders"
     epsilon: float = Field(default=1e-12, gt=0)

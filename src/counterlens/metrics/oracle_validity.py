@@ -18,6 +18,7 @@ class Options(MetricOptions):
     """`classifier`: id of an oracle that answers, one of kind `feature-extractor`."""
 
     paired: ClassVar[bool] = False
+    asks_classes: ClassVar[bool] = True
 
     classifier: str = "feature-extractor"
 
