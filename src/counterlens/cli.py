@@ -46,118 +46,122 @@ def parser() -> argparse.ArgumentParser:
     stages = whole.add_subparsers(title="stages", required=True, metavar="STAGE")
 
     def stage(name: str, run: Stage, help: str) -> argparse.ArgumentParser:
-        found = stages.add_parser(name, help=help, description=help)
-        found.set_defaults(stage=run)
-        return found
+        command = stages.add_parser(name, help=help, description=help)
+        command.set_defaults(stage=run)
+        return command
 
-    def with_experiment(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--experiment", required=True, help="name of config/experiments/*.yaml")
-        return with_scale(found)
+    def with_experiment(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument(
+            "--experiment", required=True, help="name of config/experiments/*.yaml"
+        )
+        return with_scale(command)
 
-    def with_models(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def with_models(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help = "name of config/models/*.yaml, or of an experiment with its own models"
-        found.add_argument("--models", required=True, help=help)
-        return with_scale(found)
+        command.add_argument("--models", required=True, help=help)
+        return with_scale(command)
 
-    def with_scale(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def with_scale(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         help = "which values of the experiment file (default: scale of config/config.yaml)"
-        found.add_argument("--scale", choices=("small", "published"), help=help)
-        return found
+        command.add_argument("--scale", choices=("small", "published"), help=help)
+        return command
 
-    def with_device(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--gpus", type=int, default=1, help="GPUs to wait for (default 1)")
-        found.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-        return found
+    def with_device(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument("--gpus", type=int, default=1, help="GPUs to wait for (default 1)")
+        command.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+        return command
 
-    def with_direction(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--source", type=int, required=True, help="class index of the queries")
-        found.add_argument("--target", type=int, required=True, help="class index aimed at")
-        return found
+    def with_direction(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument("--source", type=int, required=True, help="class index of the queries")
+        command.add_argument("--target", type=int, required=True, help="class index aimed at")
+        return command
 
-    def with_dataset(found: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        found.add_argument("--dataset", required=True, help="name, or path/to/file.py")
-        found.add_argument("--set", action="append", metavar="KEY=VALUE", help="one of its options")
-        return found
+    def with_dataset(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        command.add_argument("--dataset", required=True, help="name, or path/to/file.py")
+        command.add_argument(
+            "--set", action="append", metavar="KEY=VALUE", help="one of its options"
+        )
+        return command
 
-    found = with_dataset(stage("fetch", fetch, "download one raw file of a dataset"))
-    found.add_argument("--file", required=True)
-    found.add_argument("--mirror", help="folder or URL laid out as <dataset>/<file>, tried first")
+    command = with_dataset(stage("fetch", fetch, "download one raw file of a dataset"))
+    command.add_argument("--file", required=True)
+    command.add_argument("--mirror", help="folder or URL laid out as <dataset>/<file>, tried first")
 
     with_dataset(stage("prepare", prepare, "bring a dataset to the common format"))
 
-    found = stage("weights", weights, "download a named pretrained weight, or record why not")
-    found.add_argument("--weight", required=True)
-    found.add_argument("--mirror", help="folder or URL laid out as weights/<file>, tried first")
+    command = stage("weights", weights, "download a named pretrained weight, or record why not")
+    command.add_argument("--weight", required=True)
+    command.add_argument("--mirror", help="folder or URL laid out as weights/<file>, tried first")
 
     help = "train one classifier, or adopt a user's"
-    found = with_device(with_models(stage("classifier", classifier, help)))
-    found.add_argument("--classifier", required=True)
+    command = with_device(with_models(stage("classifier", classifier, help)))
+    command.add_argument("--classifier", required=True)
 
-    found = with_device(with_models(stage("oracle", oracle, "train one oracle")))
-    found.add_argument("--oracle", required=True)
+    command = with_device(with_models(stage("oracle", oracle, "train one oracle")))
+    command.add_argument("--oracle", required=True)
 
-    found = with_device(with_models(stage("generator", generator, "train one generator")))
-    found.add_argument("--generator", required=True)
-    found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
+    command = with_device(with_models(stage("generator", generator, "train one generator")))
+    command.add_argument("--generator", required=True)
+    command.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
-    found = with_models(stage("export", export, "a diffusion model in diffusers' format"))
-    found.add_argument("--generator", required=True)
-    found.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
+    command = with_models(stage("export", export, "a diffusion model in diffusers' format"))
+    command.add_argument("--generator", required=True)
+    command.add_argument("--scope", required=True, help="'all-classes' or a pair such as 4-9")
 
-    found = with_device(with_experiment(stage("fit", fit, "train a method")))
-    found.add_argument("--method", required=True)
-    found.add_argument("--scope", required=True, help="a pair such as 4-9, or 'all-pairs'")
+    command = with_device(with_experiment(stage("fit", fit, "train a method")))
+    command.add_argument("--method", required=True)
+    command.add_argument("--scope", required=True, help="a pair such as 4-9, or 'all-pairs'")
 
-    found = with_device(with_experiment(stage("explain", explain, "explain one direction")))
-    with_direction(found).add_argument("--method", required=True)
-    found.add_argument("--shard", type=int, default=1, help="which shard, from 1")
-    found.add_argument("--of", type=int, default=1, help="number of shards")
+    command = with_device(with_experiment(stage("explain", explain, "explain one direction")))
+    with_direction(command).add_argument("--method", required=True)
+    command.add_argument("--shard", type=int, default=1, help="which shard, from 1")
+    command.add_argument("--of", type=int, default=1, help="number of shards")
 
-    found = with_experiment(stage("gather", gather, "join the shards of one direction"))
-    with_direction(found).add_argument("--method", required=True)
-    found.add_argument("--of", type=int, required=True, help="number of shards")
+    command = with_experiment(stage("gather", gather, "join the shards of one direction"))
+    with_direction(command).add_argument("--method", required=True)
+    command.add_argument("--of", type=int, required=True, help="number of shards")
 
-    found = stage("original-data", original_data, "the reference row: real images of the target")
-    with_direction(with_device(with_experiment(found)))
+    command = stage("original-data", original_data, "the reference row: real images of the target")
+    with_direction(with_device(with_experiment(command)))
 
-    found = with_device(with_experiment(stage("metrics", metrics, "judge one direction or pair")))
-    found.add_argument("--method", required=True)
-    found.add_argument("--source", type=int, help="class index of the queries")
-    found.add_argument("--target", type=int, help="class index aimed at")
-    found.add_argument("--pair", help="all directions of a pair such as 4-9, instead of one")
+    command = with_device(with_experiment(stage("metrics", metrics, "judge one direction or pair")))
+    command.add_argument("--method", required=True)
+    command.add_argument("--source", type=int, help="class index of the queries")
+    command.add_argument("--target", type=int, help="class index aimed at")
+    command.add_argument("--pair", help="all directions of a pair such as 4-9, instead of one")
 
-    help = "record which method found a counterfactual for which query"
+    help = "record which method command a counterfactual for which query"
     with_direction(with_experiment(stage("found", found_by_all, help)))
 
-    found = with_scale(stage("table", table, "build one table of a paper"))
-    found.add_argument("--table", required=True)
-    found = with_scale(stage("figure", figure, "draw one figure of a paper"))
-    found.add_argument("--figure", required=True)
+    command = with_scale(stage("table", table, "build one table of a paper"))
+    command.add_argument("--table", required=True)
+    command = with_scale(stage("figure", figure, "draw one figure of a paper"))
+    command.add_argument("--figure", required=True)
     with_experiment(stage("cost", cost, "gather what an experiment's methods cost"))
-    found = with_experiment(stage("animations", animations, "animate the paths of one pair"))
-    found.add_argument("--method", required=True)
-    found.add_argument("--pair", required=True, help="a pair such as 4-9")
+    command = with_experiment(stage("animations", animations, "animate the paths of one pair"))
+    command.add_argument("--method", required=True)
+    command.add_argument("--pair", required=True, help="a pair such as 4-9")
     with_experiment(stage("report", report, "build an experiment's HTML report"))
     stage("check", check, "validate every file under config/")
-    found = stage("record", record, "have DVC record what a target was made from")
-    found.add_argument("target", help="a table, figure or experiment, or models_<dataset>")
+    command = stage("record", record, "have DVC record what a target was made from")
+    command.add_argument("target", help="a table, figure or experiment, or models_<dataset>")
 
-    found = stage("bench", bench, "measure what a counterfactual costs; no rule runs this")
-    with_device(with_experiment(found)).add_argument("--pair", help="default: the first pair")
-    found.add_argument("--method", action="append", help="may be repeated (default: all)")
-    found.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
-    found.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
-    found.add_argument("--warm-up", type=int, default=3, help="runs before those (default 3)")
+    command = stage("bench", bench, "measure what a counterfactual costs; no rule runs this")
+    with_device(with_experiment(command)).add_argument("--pair", help="default: the first pair")
+    command.add_argument("--method", action="append", help="may be repeated (default: all)")
+    command.add_argument("--images", type=int, default=256, help="size of the batch (default 256)")
+    command.add_argument("--repeats", type=int, default=20, help="timed runs (default 20)")
+    command.add_argument("--warm-up", type=int, default=3, help="runs before those (default 3)")
     help = "another implementation: torchattacks, or path/to/file.py; may be repeated"
-    found.add_argument("--peer", action="append", help=help)
+    command.add_argument("--peer", action="append", help=help)
     help = "images for the peers, which may be slow (default: all)"
-    found.add_argument("--peer-images", type=int, help=help)
-    found.add_argument("--beside", help="a method that each other one is timed in turn with")
+    command.add_argument("--peer-images", type=int, help=help)
+    command.add_argument("--beside", help="a method that each other one is timed in turn with")
     help = "networks with fresh weights, for methods whose work does not depend on them"
-    found.add_argument("--untrained", action="store_true", help=help)
-    found.add_argument("--table", help="a table of times: its methods, the paper's times beside")
+    command.add_argument("--untrained", action="store_true", help=help)
+    command.add_argument("--table", help="a table of times: its methods, the paper's times beside")
     help = "seconds after which no repeat of a method begins (default 60)"
-    found.add_argument("--at-most", type=float, default=60.0, help=help)
+    command.add_argument("--at-most", type=float, default=60.0, help=help)
     return whole
 
 

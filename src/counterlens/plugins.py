@@ -107,7 +107,7 @@ def implementation(section: str, kind: str, base: type) -> type[Any]:
         spec.loader.exec_module(module)
     else:
         module = importlib.import_module(f"counterlens.{section}.{path.stem}")
-    found = [
+    classes = [
         value
         for value in vars(module).values()
         if inspect.isclass(value)
@@ -115,9 +115,9 @@ def implementation(section: str, kind: str, base: type) -> type[Any]:
         and value.__module__ == module.__name__
         and not inspect.isabstract(value)
     ]
-    if len(found) != 1:
-        raise UserError(f"{path}: must define exactly one {base.__name__}, found {len(found)}")
-    return found[0]
+    if len(classes) != 1:
+        raise UserError(f"{path}: must define exactly one {base.__name__}, found {len(classes)}")
+    return classes[0]
 
 
 def create(section: str, options: Options, base: type, *arguments: Any, **keywords: Any) -> Any:

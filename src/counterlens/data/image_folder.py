@@ -100,10 +100,10 @@ class ImageFolder(FolderDataset):
         options: Options = self.options  # type: ignore[assignment]
         placed: list[tuple[float, int, Labelled]] = []
         for label, folder in enumerate(options.names):
-            found = (root / folder).rglob("*")
+            files = (root / folder).rglob("*")
             names = sorted(
                 file.relative_to(root).as_posix()
-                for file in found
+                for file in files
                 if file.suffix.lower() in SUFFIXES and file.is_file()
             )
             if len(names) < 2:
@@ -123,11 +123,11 @@ class ImageFolder(FolderDataset):
 
     def read(self, raw: Path) -> dict[str, Arrays]:
         """Both splits; grey is the luma of ITU-R BT.601, as Pillow computes it up to rounding."""
-        found = super().read(raw)
+        splits = super().read(raw)
         if self.shape[0] == 3:
-            return found
+            return splits
         return {
-            split: arrays._replace(images=_grey(arrays.images)) for split, arrays in found.items()
+            split: arrays._replace(images=_grey(arrays.images)) for split, arrays in splits.items()
         }
 
 

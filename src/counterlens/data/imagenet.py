@@ -66,8 +66,8 @@ class ImageNet(FolderDataset):
         """Class by class, in the order of the pictures' names."""
         for split, folder in FOLDERS.items():
             for label, wnid in enumerate(self.options.wnids):  # type: ignore[attr-defined]
-                found = (root / folder / wnid).glob("*")
-                names = sorted(file.name for file in found if file.suffix.lower() in SUFFIXES)
+                files = (root / folder / wnid).glob("*")
+                names = sorted(file.name for file in files if file.suffix.lower() in SUFFIXES)
                 if not names:
                     raise UserError(f"{root / folder / wnid}: has no pictures")
                 yield from (Labelled(split, f"{folder}/{wnid}/{name}", label) for name in names)

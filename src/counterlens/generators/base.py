@@ -124,15 +124,15 @@ def reconstructions(encoder: Generator, decoder: Generator, x: Tensor) -> Tensor
 
 
 def reconstruction_quality(
-    found: Tensor, training: Training, least_class_kept: float, most_l1: float
+    reconstructed: Tensor, training: Training, least_class_kept: float, most_l1: float
 ) -> Quality:
     """L1 between [0, 1] test images and their reconstructions; how often the class survives."""
     assert training.classifier is not None
     x = training.test_images
     before = training.classifier.probabilities(x).argmax(dim=1)
-    after = training.classifier.probabilities(found).argmax(dim=1)
+    after = training.classifier.probabilities(reconstructed).argmax(dim=1)
     values = {
-        "reconstruction_l1": float((x - found).abs().mean()),
+        "reconstruction_l1": float((x - reconstructed).abs().mean()),
         "class_kept": float((before == after).float().mean()),
     }
     return Quality(
@@ -156,11 +156,11 @@ def autoencoder_sheet(model: Generator, training: Training) -> Tensor:
 def sample_quality(samples: Tensor, training: Training) -> Quality:
     """Share of samples the classifier is sure of, and how evenly they cover its classes."""
     assert training.classifier is not None
-    found = training.classifier.probabilities(samples)
-    known = [label for label in range(found.shape[1]) if label not in training.left_out]
-    share = found.argmax(dim=1).bincount(minlength=found.shape[1])[known] / len(found)
+    answers = training.classifier.probabilities(samples)
+    known = [label for label in range(answers.shape[1]) if label not in training.left_out]
+    share = answers.argmax(dim=1).bincount(minlength=answers.shape[1])[known] / len(answers)
     values = {
-        "confident_samples": float((found.amax(dim=1) >= 0.9).float().mean()),
+        "confident_samples": float((answers.amax(dim=1) >= 0.9).float().mean()),
         "rarest_class_share": float(share.min()),
     }
     gates = {"confident_samples": 0.6, "rarest_class_share": 0.2 / len(known)}

@@ -208,10 +208,10 @@ class BetaTCVAE(Generator):
                     mean, log_variance = self.encoder(2 * x - 1).float().chunk(2, dim=1)
                     log_variance = log_variance.clamp(-20, 10)
                     z = mean + (log_variance / 2).exp() * noise
-                    found = self.decode(z)
-                    losses = {"reconstruction": 2 * (x - found.float()).abs().mean()}
+                    decoded = self.decode(z)
+                    losses = {"reconstruction": 2 * (x - decoded.float()).abs().mean()}
                     if options.perceptual == "classifier":
-                        losses["perceptual"] = self.perceptual(training, x, found)
+                        losses["perceptual"] = self.perceptual(training, x, decoded)
                 information, correlation, divergence = (
                     part.mean() for part in decompose(z, mean, log_variance, len(images))
                 )
@@ -234,19 +234,19 @@ class BetaTCVAE(Generator):
         self.eval()
         return history
 
-    def perceptual(self, training: Training, x: Tensor, found: Tensor) -> Tensor:
+    def perceptual(self, training: Training, x: Tensor, decoded: Tensor) -> Tensor:
         """Sum over the classifier's feature maps of their mean absolute difference."""
         assert training.classifier is not None
         with torch.no_grad():
             wanted = training.classifier.maps(x)
-        return sum_of_means(wanted, training.classifier.maps(found))
+        return sum_of_means(wanted, training.classifier.maps(decoded))
 
     def quality(self, training: Training) -> Quality:
         """Reconstruction and class kept, on test images."""
-        found = reconstructions(self, self, training.test_images)
+        decoded = reconstructions(self, self, training.test_images)
         options = self.options
         return reconstruction_quality(
-            found, training, options.least_class_kept, options.most_reconstruction_l1
+            decoded, training, options.least_class_kept, options.most_reconstruction_l1
         )
 
     def sheet(self, training: Training) -> Tensor:

@@ -115,8 +115,8 @@ class DCGANEncoder(Generator):
                     if options.latent_weight:
                         z = torch.randn(len(x), self.latent_dim, generator=noise).to(device)
                         with statistics_kept(self.encoder):
-                            found = self.encode(decode(z)).float()
-                        losses["latents"] = functional.mse_loss(found, z)
+                            encoded = self.encode(decode(z)).float()
+                        losses["latents"] = functional.mse_loss(encoded, z)
                 loss = losses["pixels"]
                 loss = loss + options.feature_weight * losses.get("features", 0)
                 loss = loss + options.latent_weight * losses.get("latents", 0)
@@ -134,25 +134,27 @@ class DCGANEncoder(Generator):
 
     def quality(self, training: Training) -> Quality:
         """Reconstruction and class kept, on test images."""
-        found = reconstructions(
+        reconstructed = reconstructions(
             self, training.generators[self.options.generator], training.test_images
         )
         options = self.options
         return reconstruction_quality(
-            found, training, options.least_class_kept, options.most_reconstruction_l1
+            reconstructed, training, options.least_class_kept, options.most_reconstruction_l1
         )
 
     def sheet(self, training: Training) -> Tensor:
         """Rows of test images, each above its reconstructions."""
         x = training.test_images[:: max(1, len(training.test_images) // 32)][:32]
-        found = reconstructions(self, training.generators[self.options.generator], x)
-        rows = [row for both in zip(x.split(8), found.split(8), strict=True) for row in both]
+        reconstructed = reconstructions(self, training.generators[self.options.generator], x)
+        rows = [
+            row for both in zip(x.split(8), reconstructed.split(8), strict=True) for row in both
+        ]
         return torch.cat(rows)
 
 
-def sum_of_means(wanted: list[Tensor], found: list[Tensor]) -> Tensor:
+def sum_of_means(wanted: list[Tensor], given: list[Tensor]) -> Tensor:
     """Sum over the feature maps of the mean absolute difference."""
-    terms = [(a.float() - b.float()).abs().mean() for a, b in zip(wanted, found, strict=True)]
+    terms = [(a.float() - b.float()).abs().mean() for a, b in zip(wanted, given, strict=True)]
     return torch.stack(terms).sum()
 
 

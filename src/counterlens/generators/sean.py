@@ -258,11 +258,11 @@ class SEAN(RegionGenerator):
                     x = torch.where(mirrored, x.flip(3), x)
                     layout = torch.where(mirrored, layout.flip(3), layout)
                 with autocast(device, options.precision):
-                    found = self.synthesise(layout, self.codes(x, layout)).float()
-                pixels = 2 * (x - found).abs().mean()
+                    made = self.synthesise(layout, self.codes(x, layout)).float()
+                pixels = 2 * (x - made).abs().mean()
                 losses, loss = {"pixels": pixels.detach()}, pixels
                 if critic is not None and for_critic is not None:
-                    real, fake = (torch.cat([image, layout], dim=1) for image in (x, found))
+                    real, fake = (torch.cat([image, layout], dim=1) for image in (x, made))
                     with autocast(device, options.precision):
                         on_real, on_fake = critic(real).float(), critic(fake.detach()).float()
                     hinge = (1 - on_real).relu().mean() + (1 + on_fake).relu().mean()

@@ -82,8 +82,8 @@ class VAE(Generator):
                     heads = self.encoder(2 * x - 1).flatten(1).float()
                     mean, log_variance = heads.chunk(2, dim=1)
                     log_variance = log_variance.clamp(-20, 10)
-                    found = self.decode(mean + (log_variance / 2).exp() * drawn).float()
-                pixels = 2 * (x - found).abs().flatten(1).sum(dim=1).mean()
+                    decoded = self.decode(mean + (log_variance / 2).exp() * drawn).float()
+                pixels = 2 * (x - decoded).abs().flatten(1).sum(dim=1).mean()
                 divergence = kl_divergence(mean, log_variance).mean()
                 optimizer.zero_grad(set_to_none=True)
                 (pixels + options.beta * divergence).backward()
@@ -99,10 +99,10 @@ class VAE(Generator):
 
     def quality(self, training: Training) -> Quality:
         """Reconstruction and class kept, on test images."""
-        found = reconstructions(self, self, training.test_images)
+        reconstructed = reconstructions(self, self, training.test_images)
         options = self.options
         return reconstruction_quality(
-            found, training, options.least_class_kept, options.most_reconstruction_l1
+            reconstructed, training, options.least_class_kept, options.most_reconstruction_l1
         )
 
     def sheet(self, training: Training) -> Tensor:

@@ -121,11 +121,11 @@ def translator(channels: int, width: int, blocks: int) -> nn.Sequential:
 def patch_discriminator(channels: int, width: int, layers: int) -> nn.Sequential:
     """Images (N, C, H, W) in [-1, 1] to a map (N, 1, h, w) of answers: 1 is real."""
     widths = [width * min(2**depth, 8) for depth in range(layers + 1)]
-    found: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
+    stages: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True)]
     for depth, (inputs, outputs) in enumerate(pairwise(widths), start=1):
-        found.append(nn.Conv2d(inputs, outputs, 4, 2 if depth < layers else 1, 1, bias=False))
-        found += [nn.InstanceNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
-    return nn.Sequential(*found, nn.Conv2d(widths[-1], 1, 4, 1, 1))
+        stages.append(nn.Conv2d(inputs, outputs, 4, 2 if depth < layers else 1, 1, bias=False))
+        stages += [nn.InstanceNorm2d(outputs), nn.LeakyReLU(0.2, inplace=True)]
+    return nn.Sequential(*stages, nn.Conv2d(widths[-1], 1, 4, 1, 1))
 
 
 def initialise(module: nn.Module) -> None:
@@ -239,8 +239,8 @@ class CycleGAN(Method):
                 for_critics.zero_grad(set_to_none=True)
                 critic.backward()
                 for_critics.step()
-                found = {**losses, "discriminator": critic}
-                yield {name: value.detach() for name, value in found.items()}
+                all_losses = {**losses, "discriminator": critic}
+                yield {name: value.detach() for name, value in all_losses.items()}
 
         parts = {
             "translators": self.translators,
@@ -326,7 +326,7 @@ def towards(answers: Sequence[Tensor], wanted: float) -> Tensor:
     return torch.stack([(answer - wanted).square().mean() for answer in answers]).sum()
 
 
-def absolute_error(wanted: Sequence[Tensor], found: Sequence[Tensor]) -> Tensor:
-    """Mean |wanted - found| of each class, summed."""
-    pairs = zip(wanted, found, strict=True)
+def absolute_error(wanted: Sequence[Tensor], made: Sequence[Tensor]) -> Tensor:
+    """Mean |wanted - made| of each class, summed."""
+    pairs = zip(wanted, made, strict=True)
     return torch.stack([functional.l1_loss(b.float(), a) for a, b in pairs]).sum()

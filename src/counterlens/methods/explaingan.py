@@ -79,9 +79,9 @@ def compose(x: Tensor, transformed: Tensor, mask: Tensor) -> Tensor:
     return (1 - mask) * x + mask * transformed
 
 
-def squared_error(wanted: Tensor, found: Tensor, reduction: str) -> Tensor:
-    """||wanted - found||^2 of each image: (N,)."""
-    errors = (wanted - found).square().flatten(1)
+def squared_error(wanted: Tensor, made: Tensor, reduction: str) -> Tensor:
+    """||wanted - made||^2 of each image: (N,)."""
+    errors = (wanted - made).square().flatten(1)
     return errors.sum(dim=1) if reduction == "sum" else errors.mean(dim=1)
 
 
@@ -178,9 +178,9 @@ class Networks(nn.Module):
     def forward(self, z: Tensor) -> Heads:
         """What codes (N, d) stand for."""
         hidden = self.trunk(z)
-        found = {name: self.padding.crop(head(hidden)).float() for name, head in self.heads.items()}
+        parts = {name: self.padding.crop(head(hidden)).float() for name, head in self.heads.items()}
         return Heads(
-            found["reconstruction"].tanh(), found["transformed"].tanh(), found["mask"].sigmoid()
+            parts["reconstruction"].tanh(), parts["transformed"].tanh(), parts["mask"].sigmoid()
         )
 
 
@@ -285,8 +285,8 @@ class ExplainGAN(Method):
                 loss.backward()
                 optimizer.step()
                 area = made.mask.mean()
-                found = {**losses, "discriminator": critic, "mask_area": area}
-                yield {name: value.detach() for name, value in found.items()}
+                all_losses = {**losses, "discriminator": critic, "mask_area": area}
+                yield {name: value.detach() for name, value in all_losses.items()}
 
         parts = {"networks": self.networks, "critics": critics}
         parts |= {"optimizer": optimizer, "critics_optimizer": for_critics}
@@ -338,14 +338,14 @@ class Objective:
 
     def judged(self, made: Heads, composed: Tensor) -> Tensor:
         """Logits (6 B,) of all made images, each by the discriminator of the class it should be."""
-        found = []
+        answers = []
         own, moved = made.reconstruction.chunk(2), made.transformed.chunk(2)
         changed = composed.chunk(2)
         for side in (0, 1):
             shown = torch.cat([own[side], moved[1 - side], changed[1 - side]])
             with autocast(shown.device, self.options.precision):
-                found.append(self.critics(shown, side))
-        return torch.cat(found)
+                answers.append(self.critics(shown, side))
+        return torch.cat(answers)
 
     def critic(self, x: Tensor, made: Heads, composed: Tensor) -> Tensor:
         """-log D on real images and -log(1 - D) on the three kinds of made ones, summed."""
@@ -378,9 +378,9 @@ class Objective:
     def adversarial(self, made: Heads, composed: Tensor) -> Tensor:
         """-log D of the three kinds of made images (non-saturating), summed over the kinds."""
         self.critics.requires_grad_(False)
-        found = 3 * functional.softplus(-self.judged(made, composed))
+        loss = 3 * functional.softplus(-self.judged(made, composed))
         self.critics.requires_grad_(True)
-        return found
+        return loss
 
     def classification(self, composed: Tensor) -> Tensor:
         """-log f of the other class, cut off at `largest_nll`: (2 B,)."""

@@ -339,14 +339,14 @@ def cost_inputs(
     experiment: Experiment, directions: Mapping[str, Sequence[Pair]] | None = None
 ) -> list[Path]:
     """Everything that was measured of the methods' costs, on some directions of each, or all."""
-    found: list[Path] = []
+    files: list[Path] = []
     chosen_of = own_directions(experiment) if directions is None else directions
     for method, chosen in chosen_of.items():
-        found += timing_files(experiment, method, chosen)
-        found += earlier_timing_files(experiment, method, chosen)
-        found += training_times(experiment, method, chosen)
-        found += generator_times(experiment, method, chosen)
-    return list(dict.fromkeys(found))
+        files += timing_files(experiment, method, chosen)
+        files += earlier_timing_files(experiment, method, chosen)
+        files += training_times(experiment, method, chosen)
+        files += generator_times(experiment, method, chosen)
+    return list(dict.fromkeys(files))
 
 
 def timing_files(experiment: Experiment, method: str, directions: Iterable[Pair]) -> list[Path]:

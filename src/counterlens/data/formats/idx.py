@@ -55,9 +55,9 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
             f"{dimensions} dimension(s) of unsigned bytes"
         )
     shape = struct.unpack(f">{dimensions}I", content[4:start])
-    found = len(content) - start
-    if found != prod(shape):
-        raise damaged(f"{found} bytes of data where the header {shape} promises {prod(shape)}")
+    given = len(content) - start
+    if given != prod(shape):
+        raise damaged(f"{given} bytes of data where the header {shape} promises {prod(shape)}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy()
 
 

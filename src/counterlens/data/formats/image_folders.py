@@ -90,7 +90,7 @@ def read_pictures(paths: Sequence[Path], height: int, width: int, crop: bool) ->
     """
     from PIL import Image, ImageOps
 
-    found = np.empty((len(paths), 3, height, width), np.uint8)
+    images = np.empty((len(paths), 3, height, width), np.uint8)
     for place, path in enumerate(progress(paths, len(paths), "reading pictures")):
         try:
             with Image.open(path) as opened:
@@ -99,8 +99,8 @@ def read_pictures(paths: Sequence[Path], height: int, width: int, crop: bool) ->
             raise UserError(f"{path}: {error}") from None
         size, method = (width, height), Image.Resampling.BICUBIC
         shown = ImageOps.fit(picture, size, method) if crop else picture.resize(size, method)
-        found[place] = np.asarray(shown).transpose(2, 0, 1)
-    return found
+        images[place] = np.asarray(shown).transpose(2, 0, 1)
+    return images
 
 
 def read_lines(file: Path) -> list[str]:

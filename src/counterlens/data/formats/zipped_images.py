@@ -44,7 +44,7 @@ def read_images(
     """
     from PIL import Image
 
-    found = np.empty((len(members), 3, size, size), np.uint8)
+    images = np.empty((len(members), 3, size, size), np.uint8)
     for place, member in enumerate(members):
         try:
             with Image.open(io.BytesIO(archive.read(member))) as opened:
@@ -56,8 +56,8 @@ def read_images(
             picture = picture.crop((left, top, left + crop, top + crop))
         if picture.size != (size, size):
             picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-        found[place] = np.asarray(picture).transpose(2, 0, 1)
-    return found
+        images[place] = np.asarray(picture).transpose(2, 0, 1)
+    return images
 
 
 def table(archive: zipfile.ZipFile) -> list[dict[str, str]]:
