@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--target", type=int, help="class index aimed at")
     command.add_argument("--pair", help="all directions of a pair such as 4-9, instead of one")
 
-    help = "record which method command a counterfactual for which query"
+    help = "record which method found a counterfactual for which query"
     with_direction(with_experiment(stage("found", found_by_all, help)))
 
     command = with_scale(stage("table", table, "build one table of a paper"))
