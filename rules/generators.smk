@@ -26,8 +26,7 @@ rule generator:
         scale=project.scale,
         settings=project.settings("generators.{generator}"),
     message:
-        "training the generator {wildcards.generator} of {wildcards.models}"
-        " on {wildcards.scope}"
+        "training the generator {wildcards.generator} of {wildcards.models} on {wildcards.scope}"
     shell:
         "counterlens generator --models {wildcards.models} --scale {params.scale}"
         " --generator {wildcards.generator} --scope {wildcards.scope}"

@@ -250,8 +250,8 @@ def searching(experiment: Experiment) -> Experiment:
     files.write_text(Path("config/experiments/tiny.yaml"), text.replace("methods:", autoencoder, 1))
     loaded = load_experiment("tiny", "small")
     save_model(
-        generators.model_file(loaded, "cem-autoencoder", "all-classes"),
-        generators.create(loaded, "cem-autoencoder"),
+        generators.model_file(loaded.models, "cem-autoencoder", "all-classes"),
+        generators.create(loaded.models, "cem-autoencoder"),
     )
     bank = methods.create(loaded, "cve", "4-9", CPU).trained()
     bank.get_buffer("images").random_(0, 256)
@@ -336,10 +336,11 @@ def test_bfloat16_is_compared_with_float32(
     files.write_text(Path("config/experiments/tiny.yaml"), text)
     loaded = load_experiment("tiny", "small")
     save_model(
-        generators.model_file(loaded, "ddpm", "all-classes"), generators.create(loaded, "ddpm")
+        generators.model_file(loaded.models, "ddpm", "all-classes"),
+        generators.create(loaded.models, "ddpm"),
     )
     judge = layout.oracle("tiny", "feature-extractor") / "model.safetensors"
-    save_model(judge, classifiers.create(loaded))
+    save_model(judge, classifiers.create(loaded.models, "lenet"))
 
     result = ask(loaded, images=4, methods=["ace", "pgd"])
     exact = result["methods"]["ace"]["float32"]

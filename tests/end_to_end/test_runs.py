@@ -174,21 +174,23 @@ def test_shards_give_the_same_set(built: Project, project: Project) -> None:
     project.edit(
         "config/experiments/digits.yaml",
         "evaluation: {images: 12, ",
-        "evaluation: {images: 12, shard_size: 5, ",
+        "evaluation: {images: 12, shard_size: 8, ",
     )
     stems = [f"results/digits/counterfactuals/{method}/3_to_8" for method in ("c3lt", "pgd")]
     wanted = [f"{stem}.safetensors" for stem in stems]
     planned = project.jobs(*wanted)
-    assert sum(".3-of-3" in job for job in planned) == 2
-    assert len(planned) == 8
+    assert sum(".2-of-2" in job for job in planned) == 2
+    assert len(planned) == 6
     project.snakemake(*wanted)
-    for method, stem in zip(("c3lt", "pgd"), stems, strict=True):
+    for stem in stems:
         ours, whole = (
             files.load_tensors(each.path / f"{stem}.safetensors") for each in (project, built)
         )
         assert sorted(ours) == sorted(whole)
         for name in whole:
-            assert np.array_equal(ours[name], whole[name]), f"{method}: {name}"
+            # the paths of all queries are walked at once, in batches of another size
+            tolerance = 1e-6 if name.startswith("path") else 0
+            np.testing.assert_allclose(ours[name], whole[name], rtol=0, atol=tolerance)
         ours, whole = (pd.read_parquet(each.path / f"{stem}.parquet") for each in (project, built))
         plain = [name for name in whole if not str(name).startswith("path_")]
         # the classifier's confidences depend on the size of its batch in the last digit

@@ -30,13 +30,13 @@ ORACLES: dict[str, dict[str, Any]] = {
 def test_oracles(size: tuple[int, int], experiment) -> None:
     settings = ["folder=f", "names=[a, b]", "grey=true", f"size={list(size)}"]
     dataset = dataset_options("image-folder", settings)
-    e = experiment(ORACLES).model_copy(update={"dataset": dataset})
+    models = experiment(ORACLES).models.model_copy(update={"dataset": dataset})
     random = torch.Generator().manual_seed(1)
     x = torch.rand(24, 1, *size, generator=random)
     data = ImageSet(x, torch.arange(24) % 2, torch.arange(24))
     seen = (x * 255).round().byte()
     for name in ORACLES:
-        oracle = base.create(e, name)
+        oracle = base.create(models, name)
         assert isinstance(oracle, base.TrainedOracle)
         oracle.fit(data, data, 2, CPU, None)
         if isinstance(oracle, Autoencoders):

@@ -181,8 +181,8 @@ def in_float32(experiment: Experiment, name: str) -> Experiment | None:
 
 
 def feature_extractor(experiment: Experiment, device: torch.device) -> FeatureExtractor | None:
-    """The experiment's trained one, where it has one."""
-    for name, options in experiment.oracles.items():
+    """A trained one of the experiment's dataset, where there is any."""
+    for name, options in experiment.models.oracles.items():
         if options.kind == "feature-extractor":
             if not (layout.oracle(experiment.models.name, name) / "model.safetensors").exists():
                 return None

@@ -49,13 +49,16 @@ class Built:
     """A table with all its numbers.
 
     `footer` is what the numbers depend on and is the same at every rebuild; the commit and the
-    hardware are not part of it.
+    hardware are not part of it. `verdicts` are those of the table's claims: held, not held, not
+    checked. `failed_gates`: how many quality gates of the models behind it failed.
     """
 
     table: Table
     entries: tuple[Entry, ...]
     columns: tuple[Column, ...]
     footer: tuple[str, ...]
+    verdicts: tuple[str, ...] = ()
+    failed_gates: int = 0
 
     def entry(self, experiment: str, method: str, column: str) -> Entry:
         """One cell."""

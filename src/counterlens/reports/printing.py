@@ -54,14 +54,16 @@ def to_frame(built: Built) -> pd.DataFrame:
     return frame
 
 
-def to_json(built: Built) -> dict[str, dict[str, dict[str, float]]]:
-    """{experiment: {method: {column: value}}}, only what was measured."""
-    tree: dict[str, dict[str, dict[str, float]]] = {}
-    for e in built.entries:
-        if e.cell.value is not None:
-            methods = tree.setdefault(e.experiment, {})
-            methods.setdefault(e.method, {})[e.column.name] = e.cell.value
-    return tree
+def to_json(built: Built) -> dict[str, int]:
+    """A table in five numbers, for `dvc metrics`: cells, claims by verdict, failed gates."""
+    count = built.verdicts.count
+    return {
+        "numbers": sum(e.cell.value is not None for e in built.entries),
+        "held": count("held"),
+        "not held": count("not held"),
+        "not checked": count("not checked"),
+        "failed gates": built.failed_gates,
+    }
 
 
 SYMBOLS = {"better": "▲", "worse": "▼", "equal": "="}

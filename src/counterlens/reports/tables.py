@@ -1,7 +1,8 @@
 """A table of a paper, rebuilt: ours, the paper's, the difference, and how it was made.
 
-One table becomes five files. CSV (long format, full precision), JSON (for `dvc metrics show`) and
-LaTeX hold numbers only; Markdown and HTML also name the commit, the hardware and the command.
+One table becomes five files. CSV (long format, full precision), LaTeX and JSON (how many numbers,
+claims held and gates failed, for `dvc metrics show`) hold numbers only; Markdown and HTML also name
+the commit, the hardware and the command.
 """
 
 from __future__ import annotations
@@ -11,13 +12,11 @@ import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 from counterlens import layout
 from counterlens.config import (
     ORIGINAL_DATA,
-    Claim,
     Column,
     Experiment,
     Pair,
@@ -28,7 +27,7 @@ from counterlens.config import (
 from counterlens.experiments import load_experiment
 from counterlens.plan import inputs
 from counterlens.plan.inputs import TableView
-from counterlens.reports import aggregate, board, found
+from counterlens.reports import aggregate, board, claims, found
 from counterlens.reports.aggregate import Cell, Results
 from counterlens.reports.entries import Built, Entry
 from counterlens.reports.printing import to_frame, to_html, to_json, to_latex, to_markdown
@@ -55,9 +54,10 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
         of_experiment, lines = _of_experiment(TableView(table, experiments[name]), declared)
         entries += of_experiment
         footer += lines
-    footer += [
-        claim_in_words(claim, name, entries) for name in table.experiments for claim in table.claims
+    checked = [
+        claims.check(claim, name, entries) for name in table.experiments for claim in table.claims
     ]
+    footer += [each.text for each in checked]
     footer += _reasons(entries)
     footer.append(
         "In brackets: 95 % percentile bootstrap interval over images (2000 resamples). "
@@ -71,7 +71,9 @@ def build(table: Table, experiments: Mapping[str, Experiment]) -> Built:
     )
     footer += table.notes
     columns = (board.MEAN_RANK, *declared) if table.ranked else declared
-    return Built(table, tuple(entries), columns, tuple(footer))
+    gates = sum(len(_failed_gates(TableView(table, experiments[n]))) for n in table.experiments)
+    verdicts = tuple(each.verdict for each in checked)
+    return Built(table, tuple(entries), columns, tuple(footer), verdicts, gates)
 
 
 def _of_experiment(view: TableView, declared: Sequence[Column]) -> tuple[list[Entry], list[str]]:
@@ -209,42 +211,6 @@ def with_costs(built: Built, experiments: Mapping[str, Experiment]) -> Built:
                 entries.append(Entry(name, row.method, row.label, column, cell, None, False))
     columns = (*built.columns, *board.COSTS.values())
     return replace(built, entries=tuple(entries), columns=columns)
-
-
-def claim_in_words(claim: Claim, experiment: str, entries: Sequence[Entry]) -> str:
-    """Whether our numbers bear a claim out, with these numbers."""
-    own = {(e.method, e.column.name): e for e in entries if e.experiment == experiment}
-    methods = (claim.method, *claim.against)
-    whose = "Claim of the paper" if claim.whose == "paper" else "Our expectation"
-    start = f"{whose}, {experiment}: {claim.text}"
-    cells: list[Entry] = []
-    for column in claim.columns:
-        cells = [own[method, column] for method in methods]
-        if all(entry.cell.value is not None for entry in cells):
-            break
-    else:
-        missing = [f"{e.label} {e.cell.status}" for e in cells if e.cell.value is None]
-        return f"{start}: not checked: {', '.join(missing)}."
-    those = aggregate.comparable({e.method: e.cell for e in cells}, cells[0].column)
-    left_out = [f"{e.label} ({e.cell.images} images)" for e in cells if e.method not in those]
-    aside = f"; not compared: {', '.join(left_out)}" if left_out else ""
-    if claim.method not in those or (claim.against and len(those) < 2):
-        return f"{start}: not checked{aside}."
-    cells = [entry for entry in cells if entry.method in those]
-    values = [entry.cell.value for entry in cells if entry.cell.value is not None]
-    held = {
-        "highest": lambda: values[0] > max(values[1:]),
-        "lowest": lambda: values[0] < min(values[1:]),
-        "at-most": lambda: claim.value is not None and values[0] <= claim.value,
-        "at-least": lambda: claim.value is not None and values[0] >= claim.value,
-        "falls": lambda: all(after <= before for before, after in pairwise(values)),
-    }[claim.relation]()
-    numbers = ", ".join(
-        f"{entry.label} {aggregate.number(value, entry.column.decimals)}"
-        for entry, value in zip(cells, values, strict=True)
-    )
-    told = f"{cells[0].column.label}: {numbers}{aside}"
-    return f"{start}: {'held' if held else 'not held'} ({told})."
 
 
 def _columns(table: Table, experiments: Mapping[str, Experiment]) -> tuple[Column, ...]:
