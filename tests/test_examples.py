@@ -48,11 +48,12 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The digits, and a classifier that is not trained."""
     monkeypatch.chdir(tmp_path)
     files.write_text(Path("config/experiments/tiny.yaml"), EXPERIMENT)
-    found = load_experiment("tiny", "small")
-    prepare(found.dataset, layout.raw("digits"), layout.PREPARED / "digits")
+    e = load_experiment("tiny", "small")
+    prepare(e.dataset, layout.raw("digits"), layout.PREPARED / "digits")
     torch.manual_seed(0)
-    save_model(classifiers.model_file(found), classifiers.create(found))
-    return found
+    file = classifiers.model_file(e.models, e.classifier)
+    save_model(file, classifiers.create(e.models, e.classifier))
+    return e
 
 
 def test_example_runs_through_the_stages(experiment: Experiment) -> None:
@@ -191,20 +192,20 @@ def test_a_user_s_classifier_pictures_and_method(
     shared = {key: content["classifier"][key] for key in ("kind", "mean", "std")}
     content["classifier"] = {**shared, **yaml.safe_load(network)}
     files.write_text(Path("config/experiments/my-pictures.yaml"), yaml.safe_dump(content))
-    found = load_experiment("my-pictures", "small")
+    e = load_experiment("my-pictures", "small")
 
-    assert found.dataset.name == "pictures-28x28"
-    card = prepare(
-        found.dataset, layout.raw(found.dataset.name), layout.PREPARED / found.dataset.name
-    )
+    dataset = e.dataset.name
+    assert dataset == "pictures-28x28" and e.classifier == "pretrained"
+    card = prepare(e.dataset, layout.raw(dataset), layout.PREPARED / dataset)
     assert card.classes == ("three", "eight", "nine") and card.shape == (1, 28, 28)
-    adopt.run(found, CPU)
-    accuracy = files.read_json(layout.classifier("my-pictures") / "card.json")["test_accuracy"]
+    adopt.run(e.models, e.classifier, CPU)
+    folder = layout.classifier("my-pictures", "pretrained")
+    accuracy = files.read_json(folder / "card.json")["test_accuracy"]
     assert accuracy > 0.9, "the pictures, the classes and the normalisation are the network's own"
-    fit.run(found, "nearest", "0-1", CPU)
-    for method in found.methods:
-        explain.run(found, method, 0, 1, CPU)
-        compute.compute(found, method, 0, 1, CPU)
+    fit.run(e, "nearest", "0-1", CPU)
+    for method in e.methods:
+        explain.run(e, method, 0, 1, CPU)
+        compute.compute(e, method, 0, 1, CPU)
         stem = layout.metrics("my-pictures", method, 0, 1)
         judged = files.read_json(stem.with_suffix(".json"))
         assert judged["images"] == 20
