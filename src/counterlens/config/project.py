@@ -18,7 +18,7 @@ class Project(Model):
     scale: Scale = "small"
     mirror: str | None = None
     threads: int = Field(default=2, gt=0)
-    models: tuple[Identifier, ...]
+    models: tuple[Identifier, ...] = ()
     experiments: tuple[Identifier, ...]
     tables: tuple[Identifier, ...] = ()
     figures: tuple[Identifier, ...] = ()
