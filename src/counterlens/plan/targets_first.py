@@ -56,4 +56,6 @@ def main() -> None:
     from snakemake.cli import main as snakemake
 
     sys.argv[1:] = targets_first(sys.argv[1:], pair_options())
+    for name in [name for name in sys.modules if name.partition(".")[0] == "counterlens"]:
+        del sys.modules[name]  # the Snakefile takes the package that lies beside it
     snakemake()
