@@ -7,15 +7,25 @@ from pathlib import Path
 
 import pytest
 
-from counterlens import plugins
+from counterlens import config, plugins
 from counterlens.data.base import Dataset, Source
 from counterlens.data.formats.weights import MIRROR_FOLDER, WEIGHTS
+from counterlens.experiments import load_experiment, load_models
 
 ROOT = Path(__file__).parents[1]
 DATA = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 WORDS = " ".join(DATA.split())
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md")),
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "CHANGELOG.md",
+            "config/README.md",
+            "data/README.md",
+        )
+    ),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 CHECKSUM = re.compile(r"\b(?:md5:[0-9a-f]{32}|[0-9a-f]{64})\b")
@@ -100,3 +110,58 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
             continue
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+CONFIG = (ROOT / "config" / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```yaml\n(.*?)```", CONFIG, re.S)
+SHARED = (
+    config.Project,
+    config.Models,
+    config.Experiment,
+    config.Evaluation,
+    config.Table,
+    config.Row,
+    config.Claim,
+    config.Figure,
+    config.ClassifierOptions,
+    config.GeneratorOptions,
+    config.OracleOptions,
+    config.MethodOptions,
+    config.MetricOptions,
+)
+
+
+@pytest.mark.parametrize("model", SHARED, ids=lambda model: model.__name__)
+def test_the_config_page_has_every_key(model: type[config.Model]) -> None:
+    keys = {*re.findall(r"([a-z_]+):", CONFIG), *re.findall(r"`([a-z_]+):?`", CONFIG)}
+    missing = {*model.model_fields} - keys
+    assert missing <= {"scale"} if model is config.Models else not missing
+
+
+def test_the_examples_of_the_config_page_are_accepted(copied_project: Path) -> None:
+    """Each block that names its file is loaded as that file, at both scales."""
+    named = {m[1]: block for block in BLOCKS if (m := re.match(r"# config/(\S+)\n", block))}
+    assert len(named) == 3
+    for file, block in named.items():
+        (copied_project / "config" / file).write_text(block, encoding="utf-8")
+    for scale in ("small", "published"):
+        for file in named:
+            folder, name = file.removesuffix(".yaml").split("/")
+            load = load_models if folder == "models" else load_experiment
+            assert load(name, scale).name == name  # type: ignore[arg-type]
+    for folder, key, load in (
+        ("tables", "rows:", config.load_table),
+        ("figures", "directions: [[", config.load_figure),
+    ):
+        (block,) = [block for block in BLOCKS if re.search(f"^{re.escape(key)}", block, re.M)]
+        (copied_project / "config" / folder / "shown.yaml").write_text(block, encoding="utf-8")
+        assert load("shown").title.startswith("C3LT")
+    (settings,) = [block for block in BLOCKS if "mirror:" in block]
+    (copied_project / "config/config.yaml").write_text(settings, encoding="utf-8")
+    assert config.load_project().tables == ("c3lt-table1-mnist",)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_is_wrapped_at_100(page: Path) -> None:
+    for line in page.read_text(encoding="utf-8").splitlines():
+        assert len(line) <= 100 or line.startswith("|") or "](" in line, line
