@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from torch import Tensor
 
-from counterlens import plugins
+from counterlens import layout, plugins
 from counterlens.bench import peers
+from counterlens.classifiers import train as classifiers_train
 from counterlens.classifiers.base import Classifier
-from counterlens.config import MethodOptions, Options
+from counterlens.config import Experiment, MethodOptions, Options
 from counterlens.data.base import ImageSet
+from counterlens.experiments import load_experiment
+from counterlens.generators import train as generators_train
 from counterlens.generators.base import Generator, Training
+from counterlens.methods import fit
 from counterlens.methods.base import Method, Task
+from counterlens.runtime import files
 from counterlens.runtime.device import freeze
+
+from .stages import MEAN_IMAGE
 
 CPU = torch.device("cpu")
 PAIR = (4, 9)
@@ -245,3 +255,86 @@ def mismatch() -> Callable[[torch.Tensor, torch.Tensor], float]:
         return float((~found.isclose(expected, atol=1e-5, rtol=1e-4)).float().mean())
 
     return share
+
+
+# A tiny project
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shapes) -> Path:
+    """A project with a trained classifier, both generators and C3LT on (4, 9)."""
+    folder = tmp_path_factory.mktemp("project")
+    tiny = {"width": 4, "latent_dim": 8, "epochs": 1, "batch_size": 16}
+    content = {
+        "name": "tiny",
+        "dataset": "mnist",
+        "seed": 85,
+        "pairs": [[4, 9]],
+        "classifier": {"kind": "lenet", "epochs": 1, "batch_size": 16},
+        "generators": {
+            "dcgan": {"kind": "dcgan", **tiny},
+            "encoder": {"kind": "dcgan-encoder", "generator": "dcgan", **tiny},
+        },
+        "methods": {
+            "c3lt": {
+                "kind": "c3lt",
+                "generator": "dcgan",
+                "encoder": "encoder",
+                "steps": 2,
+                "epochs": 3,
+                "batch_size": 16,
+            },
+            "pgd": {"kind": "pgd", "epsilon": "64/255", "step_size": 0.05, "steps": 3},
+            "mean": {"kind": "mine/mean_image.py"},
+        },
+        "evaluation": {"images": 30, "batch_size": 8},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("config/experiments").mkdir(parents=True)
+        Path("config/config.yaml").write_text("scale: small\nexperiments: [tiny]\n")
+        Path("config/experiments/tiny.yaml").write_text(yaml.safe_dump(content))
+        Path("mine").mkdir()
+        Path("mine/mean_image.py").write_text(MEAN_IMAGE)
+        for split, count in (("train", 60), ("test", 50)):
+            data = shapes(count, (4, 9, 4, 9, 4), seed=len(split))
+            tensors = {"images": (data.images * 255).round().byte().numpy()}
+            files.save_tensors(
+                layout.prepared("mnist", split), {**tensors, "labels": data.labels.numpy()}
+            )
+        e = load_experiment("tiny", "small")
+        classifiers_train.run(e.models, e.classifier, CPU)
+        generators_train.run(e.models, "dcgan", "all-classes", CPU)
+        generators_train.run(e.models, "encoder", "4-9", CPU)
+        fit.run(e, "c3lt", "4-9", CPU)
+    return folder
+
+
+@pytest.fixture
+def experiment(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The tiny experiment; its project's copy is the current folder."""
+    folder = tmp_path / "project"
+    shutil.copytree(trained, folder)
+    monkeypatch.chdir(folder)
+    return load_experiment("tiny", "small")
+
+
+# Images for C3LT and ECED
+
+
+@pytest.fixture
+def batch(shapes, models) -> tuple[Tensor, Tensor]:
+    """Images of both classes, four each, and their latents."""
+    data = shapes(8, (4, 9), seed=2)
+    order = data.labels.argsort(stable=True)
+    x = data.images[order]
+    assert data.labels[order].tolist() == [4] * 4 + [9] * 4
+    with torch.no_grad():
+        return x, models["encoder"].encode(x)
+
+
+@pytest.fixture
+def queries(shapes) -> tuple[Tensor, Tensor, Tensor]:
+    """Three images of each class, their classes, and the other class."""
+    data = shapes(6, (4, 9), seed=5)
+    return data.images, data.labels, 13 - data.labels

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from counterlens.metrics.base import CounterfactualSet
+from counterlens.metrics.base import CounterfactualSet, MetricContext, quantise
+
+from .battery import FirstPixels, Halves
 
 
 class Bright(nn.Module):
@@ -100,3 +102,14 @@ def random_set(make_set: Callable[..., CounterfactualSet]) -> Callable[..., Coun
         return make_set(torch.where(keep, query, change), query)
 
     return make
+
+
+@pytest.fixture
+def context(bright, pixel_extractor, random_set) -> MetricContext:
+    train = quantise(random_set(40, seed=9).counterfactual)
+    return MetricContext(
+        bright,
+        {"autoencoders": Halves(), "pixels": pixel_extractor(), "attributes": FirstPixels()},
+        reference=lambda label: train,
+        attribute=1,
+    )
